@@ -1,0 +1,72 @@
+"""One thread. What the recurrence costs on paper's terms, what can be taken out of it, what a compiler makes of it.
+
+Letters: T steps, B batch, I input, H hidden, O output, L layers. x (T,B,I), h (L,B,H), y (T,B,O), float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from rnnpar.kernels.blas import one_blas_thread
+from rnnpar.network import RNN
+
+Forward = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+def naive(net: RNN) -> Forward:
+    """The four equations as they stand, a step at a time, in NumPy.
+
+    Parallelises: nothing. Synchronises: nothing. Moves: all of U, W and V through the caches in every step.
+    """
+
+    def forward(x: np.ndarray, h0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        h = h0.copy()
+        y = np.empty((*x.shape[:2], net.output_size), np.float32)
+        with one_blas_thread():
+            for t in range(len(x)):
+                below = x[t]
+                for index, layer in enumerate(net.layers):
+                    h[index] = below = np.tanh(layer.b + h[index] @ layer.W.T + below @ layer.U.T)
+                y[t] = softmax(net.c + below @ net.V.T)
+        return y, h
+
+    return forward
+
+
+def hoisted(net: RNN) -> Forward:
+    """Only W h waits for the step before: U x and V h are taken out of the loop, one large product each.
+
+    Parallelises: nothing. Synchronises: nothing. Moves: W in every step; U and V once in a sequence, at the price
+    of keeping all T hidden states.
+    """
+
+    def forward(x: np.ndarray, h0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        h = h0.copy()
+        with one_blas_thread():
+            below = x
+            for index, layer in enumerate(net.layers):
+                a = all_steps(below, layer.U, layer.b)
+                below = np.empty_like(a)
+                state, W = h[index], layer.W.T
+                for t in range(len(a)):
+                    state = np.tanh(a[t] + state @ W, out=below[t])
+                h[index] = state
+            y = softmax(all_steps(below, net.V, net.c))
+        return y, h
+
+    return forward
+
+
+def all_steps(x: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """x (T,B,K) times weights (N,K), plus bias (N,), as one product over all steps: (T,B,N)."""
+    T, B, K = x.shape
+    return (x.reshape(T * B, K) @ weights.T + bias).reshape(T, B, len(bias))
+
+
+def softmax(o: np.ndarray) -> np.ndarray:
+    """softmax over the last axis, in float32; the largest logit is taken off first so that exp cannot overflow."""
+    e = np.exp(o - o.max(axis=-1, keepdims=True))
+    e /= e.sum(axis=-1, keepdims=True)
+    return e

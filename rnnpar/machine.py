@@ -1,0 +1,158 @@
+"""Which machine this is (CPU, caches, memory, GPU, BLAS, versions), and its peaks, measured once.
+
+Results are kept under a machine's name, `<processor>-<cores allowed>c-<hash of the host>`: made by the program,
+never typed, so that two alike machines are not taken for one and one machine is not called by two names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import subprocess
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "OMP_PROC_BIND", "OMP_THREAD_LIMIT", "GOMP_SPINCOUNT",
+    "OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE", "MKL_NUM_THREADS",
+    "NUMBA_NUM_THREADS", "NUMBA_THREADING_LAYER", "NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES",
+)  # fmt: skip
+PACKAGES = ("numpy", "numba", "llvmlite", "threadpoolctl", "papermill", "torch", "onnxruntime", "openvino", "jax",
+            "mpi4py", "cupy-cuda13x", "numba-cuda")  # fmt: skip
+
+
+@cache
+def cores_allowed() -> int:
+    """How many cores this process may use: its affinity mask, and the quota of its control group if there is one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup_quota()
+    return max(1, min(cores, int(quota))) if quota else cores
+
+
+def _cgroup_quota() -> float | None:
+    """Cores' worth of time that the control group allows (Linux, v2 or v1), or None."""
+    try:
+        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return None if limit == "max" else int(limit) / int(period)
+    except (OSError, ValueError):
+        pass
+    try:
+        limit = int(Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").read_text())
+        return limit / int(Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us").read_text()) if limit > 0 else None
+    except (OSError, ValueError):
+        return None
+
+
+@cache
+def cpu() -> str:
+    """The processor's marketing name."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.lower().startswith(("model name", "cpu model")):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    if platform.system() == "Darwin":
+        return subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True).stdout.strip()
+    return platform.processor() or platform.machine()
+
+
+@cache
+def caches() -> dict[str, int]:
+    """Bytes of each data cache that core 0 sees, {"L1": ..., "L2": ..., "L3": ...}; empty where unknown."""
+    sizes = {}
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        try:
+            if (index / "type").read_text().strip() in ("Data", "Unified"):
+                size = (index / "size").read_text().strip()
+                sizes["L" + (index / "level").read_text().strip()] = int(size.rstrip("K")) * 1024
+        except (OSError, ValueError):
+            continue
+    return sizes
+
+
+@cache
+def gpu() -> dict[str, str]:
+    """The first NVIDIA GPU's name, driver and memory, as nvidia-smi tells them; empty where there is none."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    if answer.returncode or not answer.stdout.strip():
+        return {}
+    name, driver, memory = (field.strip() for field in answer.stdout.splitlines()[0].split(","))
+    return {"name": name, "driver": driver, "memory": memory}
+
+
+@cache
+def name() -> str:
+    """This machine's name, as folders and figures carry it: `amd-epyc-znver5-2c-1f3a`."""
+    if gpu():
+        model = gpu()["name"]
+    else:
+        import llvmlite.binding as llvm  # llvmlite knows the microarchitecture, which a cloud's model name hides
+
+        model = f"{re.sub(r'[(]R[)]|[(]TM[)]|CPU|Processor|@.*|[0-9]+-Core', '', cpu())} {llvm.get_host_cpu_name()}"
+    slug = re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")
+    return f"{slug}-{cores_allowed()}c-{_host_hash()}"
+
+
+def _host_hash() -> str:
+    identity = platform.node()
+    for file in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
+        try:
+            identity += Path(file).read_text().strip()
+            break
+        except OSError:
+            continue
+    return hashlib.sha256(identity.encode()).hexdigest()[:4]
+
+
+def blas() -> dict[str, Any]:
+    """NumPy's BLAS: name, version, threads, and the core type it took this processor for."""
+    from threadpoolctl import threadpool_info
+
+    for pool in threadpool_info():
+        if pool["user_api"] == "blas":
+            return {key: pool.get(key) for key in ("internal_api", "version", "architecture", "num_threads")}
+    return {}
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that matter to a time, where they are installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def describe() -> dict[str, Any]:
+    """What machine.json holds beside the results: everything above, in plain types."""
+    return {
+        "name": name(),
+        "cpu": cpu(),
+        "cores_allowed": cores_allowed(),
+        "caches": caches(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpu": gpu(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "blas": blas(),
+        "thread_variables": {key: os.environ[key] for key in THREAD_VARIABLES if key in os.environ},
+        "versions": versions(),
+        "numpy_simd": np.show_config(mode="dicts").get("SIMD Extensions", {}).get("found", []),
+    }
+
+
+if __name__ == "__main__":
+    print(name())

@@ -1,0 +1,39 @@
+"""The oracle: the four equations in float64, as on paper. Every method and every timed point is held against it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rnnpar.network import RNN
+
+
+def reference(net: RNN, x: np.ndarray, h0: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The forward pass in float64.
+
+    x (T,B,I) and h0 (L,B,H, zeros if None), any float dtype; returns y (T,B,O), the probabilities, and
+    h (L,B,H), the last hidden state of each layer, both float64.
+    """
+    x = np.asarray(x, np.float64)
+    T, B, _ = x.shape
+    h = np.zeros((net.num_layers, B, net.hidden_size)) if h0 is None else np.array(h0, np.float64)
+    layers = [(layer.W.astype(np.float64), layer.U.astype(np.float64), layer.b.astype(np.float64))
+              for layer in net.layers]  # fmt: skip
+    V, c = net.V.astype(np.float64), net.c.astype(np.float64)
+    y = np.empty((T, B, net.output_size))
+    for t in range(T):
+        below = x[t]
+        for index, (W, U, b) in enumerate(layers):
+            a = b + h[index] @ W.T + below @ U.T
+            h[index] = below = np.tanh(a)
+        o = c + below @ V.T
+        e = np.exp(o - o.max(axis=-1, keepdims=True))  # softmax(o) = softmax(o - max): exp cannot overflow
+        y[t] = e / e.sum(axis=-1, keepdims=True)
+    return y, h
+
+
+def relative_error(got: np.ndarray, wanted: np.ndarray) -> float:
+    """‖got - wanted‖ / ‖wanted‖ over all elements, in float64; 0 for empty arrays, NaN where `got` has a NaN."""
+    wanted = np.asarray(wanted, np.float64)
+    scale = np.linalg.norm(wanted)
+    difference = np.linalg.norm(np.asarray(got, np.float64) - wanted)
+    return float(difference / scale) if scale else float(difference)

@@ -1,0 +1,109 @@
+"""The one table of methods: name, what it parallelises, what it synchronises by, and why it cannot run here.
+
+A method is `backend/strategy`: the function `strategy` in `rnnpar/backends/<backend>.py`. That function takes the
+network and its own options, does everything that is done once (packing, compiling, starting processes) and returns
+the forward pass, `forward(x, h0) -> (y, h)`. To add a method: write the function, add its row here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).parent
+
+
+class Unavailable(RuntimeError):
+    """The method exists but cannot run here; the message says why and what would do."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table. `requires` are (module to import, what to install) pairs; all else is prose."""
+
+    name: str
+    parallelises: str
+    synchronises: str
+    requires: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def backend(self) -> str:
+        return self.name.split("/")[0]
+
+    @property
+    def strategy(self) -> str:
+        return self.name.split("/")[1]
+
+    @property
+    def why_not(self) -> str:
+        """Why the method cannot run here, with what would do; empty where it can."""
+        missing = [package for module, package in self.requires if not _importable(module)]
+        return f"needs {' and '.join(missing)}: pip install {' '.join(missing)}" if missing else ""
+
+    @property
+    def available(self) -> bool:
+        return not self.why_not
+
+    def load(self) -> Callable[..., Any]:
+        """The strategy's function. Raises Unavailable where the method cannot run."""
+        if self.why_not:
+            raise Unavailable(f"{self.name} cannot run here: {self.why_not}")
+        return getattr(importlib.import_module(f"rnnpar.backends.{self.backend}"), self.strategy)
+
+    def options(self) -> dict[str, Any]:
+        """The options that the strategy takes, with their defaults."""
+        parameters = list(inspect.signature(self.load()).parameters.values())[1:]
+        return {parameter.name: parameter.default for parameter in parameters}
+
+    def source_hash(self) -> str:
+        """A short hash of the code that runs: the backend's file, and the kernels' where it uses them."""
+        files = [PACKAGE / "backends" / f"{self.backend}.py"]
+        if "rnnpar.kernels" in files[0].read_text():
+            files += sorted((PACKAGE / "kernels").glob("*.py"))
+        return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:10]
+
+
+class Methods(tuple):
+    """The methods, printed as a table."""
+
+    def __repr__(self) -> str:
+        width = max((len(method.name) for method in self), default=0)
+        return "\n".join(
+            f"{method.name:{width}}  {method.parallelises}" + ("" if method.available else f"  [{method.why_not}]")
+            for method in self
+        )
+
+
+TABLE = Methods((
+    Method("serial/naive", "nothing: NumPy, a step at a time, as on paper", "nothing"),
+    Method("serial/hoisted", "nothing: U x and V h as one product each over all time steps", "nothing"),
+    Method("serial/compiled", "vector lanes of one core: register tiles, vectorised tanh and softmax", "nothing"),
+    Method("threads/timestep", "time steps over threads, as the origin did", "one ready flag a step"),
+    Method("threads/rows", "rows of W over threads, each keeping its share in its own cache", "one barrier a step"),
+    Method("threads/batch", "sequences of the batch over threads", "nothing"),
+))  # fmt: skip
+
+
+def methods() -> Methods:
+    """Every method: `name`, `parallelises`, `synchronises`, `available` and, where it is not, `why_not`."""
+    return TABLE
+
+
+def find(name: str) -> Method:
+    """The method of that name. ValueError lists the names there are."""
+    for method in TABLE:
+        if method.name == name:
+            return method
+    raise ValueError(f"unknown method {name!r}; the methods are: auto, {', '.join(method.name for method in TABLE)}")
+
+
+@cache
+def _importable(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None

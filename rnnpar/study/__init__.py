@@ -1,0 +1,1 @@
+"""The study: measure one point, store it, sweep a grid of points, draw the figures."""
