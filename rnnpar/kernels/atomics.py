@@ -1,0 +1,114 @@
+"""Atomic loads, stores and additions on int64 NumPy arrays, a wait that spins and then yields, and a barrier.
+
+Numba has none for the CPU; LLVM does, and an intrinsic of a few lines reaches it. An acquire load that sees what a
+release store wrote also sees everything that the storing thread wrote before: a flag so stored publishes an array.
+"""
+
+from __future__ import annotations
+
+import platform
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from rnnpar.kernels.jit import jit
+
+SPINS = 2000  # polls (a few ns each) before a waiting thread offers its core to others
+LINE = 16  # int64 elements from one flag to the next: 128 bytes, since processors fetch cache lines in pairs
+
+YIELD = {"Windows": "SwitchToThread"}.get(platform.system(), "sched_yield")
+PAUSE = {"x86_64": "llvm.x86.sse2.pause", "AMD64": "llvm.x86.sse2.pause"}.get(platform.machine())
+
+
+def _pointer(context, builder, signature, args):
+    array = context.make_array(signature.args[0])(context, builder, args[0])
+    return cgutils.get_item_pointer(context, builder, signature.args[0], array, [args[1]], wraparound=False)
+
+
+@intrinsic
+def load_acquire(typing, array, index):
+    """array[index], an int64; what its writer wrote before is visible after."""
+
+    def codegen(context, builder, signature, args):
+        return builder.load_atomic(_pointer(context, builder, signature, args), "acquire", 8)
+
+    return types.int64(array, types.intp), codegen
+
+
+@intrinsic
+def store_release(typing, array, index, value):
+    """array[index] = value, an int64; visible only after everything that this thread wrote before."""
+
+    def codegen(context, builder, signature, args):
+        builder.store_atomic(args[2], _pointer(context, builder, signature, args), "release", 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.int64), codegen
+
+
+@intrinsic
+def fetch_add(typing, array, index, value):
+    """array[index] += value in one indivisible step; returns the value before. Acquires and releases."""
+
+    def codegen(context, builder, signature, args):
+        return builder.atomic_rmw("add", _pointer(context, builder, signature, args), args[2], "acq_rel")
+
+    return types.int64(array, types.intp, types.int64), codegen
+
+
+@intrinsic
+def pause(typing):
+    """Tell the core that this is a spin: it leaves the loop without a misprediction, and lets its sibling run."""
+
+    def codegen(context, builder, signature, args):
+        if PAUSE:
+            builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), []), PAUSE), [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def yield_core(typing):
+    """Offer the core to another thread: the one waited for may have none of its own."""
+
+    def codegen(context, builder, signature, args):
+        kind = ir.FunctionType(ir.IntType(32), [])
+        builder.call(cgutils.get_or_insert_function(builder.module, kind, YIELD), [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@jit()
+def wait_until(array, index, value):
+    """Return when array[index] >= value. Spins first, then yields: with fewer cores than threads it only gets slower."""
+    spins = 0
+    while load_acquire(array, index) < value:
+        if spins < SPINS:
+            spins += 1
+            pause()
+        else:
+            yield_core()
+
+
+@jit()
+def barrier(sync, rank, size, epoch):
+    """Nobody leaves before all `size` threads have come. Call with epoch 1, 2, 3, ... on a `sync` of zeros.
+
+    Each thread stores its epoch in a flag of its own cache line, then watches the others': for a few threads that
+    is one line sent each way, with no line that all of them fight for. sync: int64, (size * LINE,).
+    """
+    store_release(sync, rank * LINE, epoch)
+    for other in range(size):
+        if other != rank:
+            wait_until(sync, other * LINE, epoch)
+
+
+@jit()
+def counter_barrier(sync, size, epoch):
+    """The same by one shared counter: one atomic addition each, then all watch the one line. sync: int64, (1,)."""
+    fetch_add(sync, 0, 1)
+    wait_until(sync, 0, size * epoch)

@@ -1,0 +1,171 @@
+"""The parts of a forward pass that every CPU method is put together from, each over a share of the work.
+
+A sequence is taken a chunk of time steps at a time, so that a chunk's hidden states stay in the core's own cache
+from the product that begins them to the softmax that ends them, and so that memory does not grow with T:
+
+    inputs    states[r] = b + U x[r]                     all rows of the chunk (a row: one sequence at one step)
+    step      states[t] = tanh(states[t] + W states[t-1])   one time step after another
+    outputs   y[r] = softmax(c + V states[r])            all rows of the chunk
+
+Each takes a range of panels [q0, q1) or of rows [r0, r1), which is how threads share it. Arrays are flat float32;
+`count` is how many sequences of the batch are meant (all B, or a slice), `ld` a row of states, H padded to panels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rnnpar.kernels.activations import softmax_row, tanh_inplace
+from rnnpar.kernels.jit import jit
+from rnnpar.kernels.tile import ROWS, WIDTH, Packed, aligned, multiply, round_up
+from rnnpar.network import RNN
+
+STATES = 64 * 1024  # float32 elements of one chunk's states: a quarter of a megabyte, and there are two
+LOGITS = 128 * 1024  # the same of one block of logits
+
+
+@jit()
+def inputs(x, x0, step_stride, row_stride, steps, count, K, panels, p0, bias, b0, states, s0, ld, q0, q1):
+    """states[s0 + (t * count + j) * ld] = b + U x[x0 + t * step_stride + j * row_stride], panels q0 to q1."""
+    for q in range(q0, q1):
+        p, b, s = p0 + q * K * WIDTH, b0 + q * WIDTH, s0 + q * WIDTH
+        if step_stride == count * row_stride:  # the rows lie one behind the other: one product
+            multiply(x, x0, row_stride, steps * count, K, panels, p, bias, b, 0, states, s, ld)
+        elif steps > count:  # a slice of a batch: one product a sequence, or one a step, whichever has more rows
+            for j in range(count):
+                a = x0 + j * row_stride
+                multiply(x, a, step_stride, steps, K, panels, p, bias, b, 0, states, s + j * ld, count * ld)
+        else:
+            for t in range(steps):
+                a = x0 + t * step_stride
+                multiply(x, a, row_stride, count, K, panels, p, bias, b, 0, states, s + t * count * ld, ld)
+
+
+@jit()
+def step(before, a0, lda, count, H, panels, p0, states, s0, ld, q0, q1):
+    """states[s0] = tanh(states[s0] + W before[a0]), panels q0 to q1 of each of the `count` rows."""
+    for q in range(q0, q1):
+        s = s0 + q * WIDTH
+        multiply(before, a0, lda, count, H, panels, p0 + q * H * WIDTH, states, s, ld, states, s, ld)
+    for j in range(count):
+        tanh_inplace(states[s0 + j * ld + q0 * WIDTH : s0 + j * ld + q1 * WIDTH])
+
+
+@jit()
+def outputs(states, s0, ld, r0, r1, H, panels, p0, bias, b0, logits, block, y, t0, first, count, B, O):
+    """y = softmax(c + V states) for the rows r0 to r1 of the chunk that begins at step t0, `block` rows at a time."""
+    q1 = (O + WIDTH - 1) // WIDTH
+    ldo = q1 * WIDTH
+    for r in range(r0, r1, block):
+        rows = min(block, r1 - r)
+        for q in range(q1):
+            p, b = p0 + q * H * WIDTH, b0 + q * WIDTH
+            multiply(states, s0 + r * ld, ld, rows, H, panels, p, bias, b, 0, logits, q * WIDTH, ldo)
+        for i in range(rows):
+            t, j = divmod(r + i, count)
+            into = ((t0 + t) * B + first + j) * O
+            softmax_row(logits[i * ldo : i * ldo + O], y[into : into + O])
+
+
+@jit()
+def sequences(x, h0, y, h, panels, bias, table, states, logits, block, chunk, T, B, first, count, sizes):
+    """The whole forward pass of `count` sequences of a batch of B, from number `first`, by one thread.
+
+    states: (L, 2, chunk * count * ld), logits: (block * ldo), both flat; sizes: (L, I, H, O). Chunks alternate
+    between the two halves of `states`, so that the last state of one is there when the next begins.
+    """
+    L, I, H, O = sizes
+    Q = (H + WIDTH - 1) // WIDTH
+    ld = Q * WIDTH
+    half = chunk * count * ld
+    previous = 0
+    for t0 in range(0, T, chunk):
+        steps = min(chunk, T - t0)
+        parity = (t0 // chunk) % 2
+        for l in range(L):
+            u, w, b = table[l]
+            s0 = (2 * l + parity) * half
+            if l == 0:
+                inputs(x, (t0 * B + first) * I, B * I, I, steps, count, I, panels, u, bias, b, states, s0, ld, 0, Q)
+            else:
+                below = (2 * (l - 1) + parity) * half
+                inputs(states, below, count * ld, ld, steps, count, H, panels, u, bias, b, states, s0, ld, 0, Q)
+            if t0 == 0:
+                step(h0, (l * B + first) * H, H, count, H, panels, w, states, s0, ld, 0, Q)
+            else:
+                step(states, (2 * l + 1 - parity) * half + previous, ld, count, H, panels, w, states, s0, ld, 0, Q)
+            for t in range(1, steps):
+                now = s0 + t * count * ld
+                step(states, now - count * ld, ld, count, H, panels, w, states, now, ld, 0, Q)
+        v, _, c = table[L]
+        top = (2 * (L - 1) + parity) * half
+        outputs(states, top, ld, 0, steps * count, H, panels, v, bias, c, logits, block, y, t0, first, count, B, O)
+        previous = (steps - 1) * count * ld
+    last_states(states, parity, half, previous, ld, h, first, count, B, L, H)
+
+
+@jit()
+def last_states(states, parity, half, previous, ld, h, first, count, B, L, H):
+    """h (L,B,H) from the last step of the last chunk, for the sequences first to first + count."""
+    for l in range(L):
+        for j in range(count):
+            s = (2 * l + parity) * half + previous + j * ld
+            into = (l * B + first + j) * H
+            h[into : into + H] = states[s : s + H]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of one call: `chunk` time steps at a time, `block` rows of logits at a time, and the buffers' lengths."""
+
+    sizes: tuple[int, int, int, int]  # L, I, H, O
+    T: int
+    B: int
+    count: int  # sequences that one thread takes through all the steps
+    chunk: int
+    block: int
+
+    @classmethod
+    def of(cls, net: RNN, T: int, B: int, count: int) -> Plan:
+        """Chunk and block so that states and logits stay in a core's own cache, whatever the sizes."""
+        ld, ldo = round_up(net.hidden_size, WIDTH), round_up(net.output_size, WIDTH)
+        chunk = min(T, max(1, STATES // (count * ld)))
+        block = min(round_up(chunk * count, ROWS), max(ROWS, LOGITS // ldo // ROWS * ROWS), 64 // ROWS * ROWS)
+        return cls((net.num_layers, net.input_size, net.hidden_size, net.output_size), T, B, count, chunk, block)
+
+    def states(self) -> np.ndarray:
+        """Room for the hidden states of two chunks of every layer."""
+        return aligned(self.sizes[0] * 2 * self.chunk * self.count * round_up(self.sizes[2], WIDTH))
+
+    def logits(self) -> np.ndarray:
+        """Room for one block of logits."""
+        return aligned(self.block * round_up(self.sizes[3], WIDTH))
+
+    def results(self) -> tuple[np.ndarray, np.ndarray]:
+        """y (T,B,O) and h (L,B,H), new and not yet filled."""
+        L, _, H, O = self.sizes
+        return np.empty((self.T, self.B, O), np.float32), np.empty((L, self.B, H), np.float32)
+
+
+class OneThread:
+    """The compiled forward pass on the calling thread: `forward(x, h0)`. Buffers stay for the next call's shape."""
+
+    def __init__(self, net: RNN, dtype: str):
+        self.net = net
+        self.packed = Packed.of(net, dtype)
+        self.plan: Plan | None = None
+
+    def __call__(self, x: np.ndarray, h0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        T, B, _ = x.shape
+        if self.plan is None or (self.plan.T, self.plan.B) != (T, B):
+            self.plan = Plan.of(self.net, T, B, B)
+            self.states, self.logits = self.plan.states(), self.plan.logits()
+        plan, packed = self.plan, self.packed
+        y, h = plan.results()
+        sequences(
+            x.ravel(), h0.ravel(), y.ravel(), h.ravel(), packed.panels, packed.bias, packed.table,
+            self.states, self.logits, plan.block, plan.chunk, T, B, 0, B, plan.sizes,
+        )  # fmt: skip
+        return y, h
