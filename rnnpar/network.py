@@ -60,9 +60,7 @@ class RNN:
         )
 
     @classmethod
-    def random(
-        cls, input_size: int, hidden_size: int, output_size: int, num_layers: int = 1, seed: int = 0
-    ) -> RNN:
+    def random(cls, input_size: int, hidden_size: int, output_size: int, num_layers: int = 1, seed: int = 0) -> RNN:
         """Weights uniform in ±1/sqrt(hidden_size), as torch.nn.RNN draws them. ValueError on a size below 1."""
         sizes = dict(input_size=input_size, hidden_size=hidden_size, output_size=output_size, num_layers=num_layers)
         for name, value in sizes.items():

@@ -135,13 +135,15 @@ class Plan:
         block = min(round_up(chunk * count, ROWS), max(ROWS, LOGITS // ldo // ROWS * ROWS), 64 // ROWS * ROWS)
         return cls((net.num_layers, net.input_size, net.hidden_size, net.output_size), T, B, count, chunk, block)
 
-    def states(self) -> np.ndarray:
-        """Room for the hidden states of two chunks of every layer."""
-        return aligned(self.sizes[0] * 2 * self.chunk * self.count * round_up(self.sizes[2], WIDTH))
+    def states(self, copies: int = 1) -> np.ndarray:
+        """Room for the hidden states of two chunks of every layer, (copies, elements)."""
+        size = self.sizes[0] * 2 * self.chunk * self.count * round_up(self.sizes[2], WIDTH)
+        return aligned(copies * size).reshape(copies, size)
 
-    def logits(self) -> np.ndarray:
-        """Room for one block of logits."""
-        return aligned(self.block * round_up(self.sizes[3], WIDTH))
+    def logits(self, copies: int = 1) -> np.ndarray:
+        """Room for one block of logits, (copies, elements)."""
+        size = self.block * round_up(self.sizes[3], WIDTH)
+        return aligned(copies * size).reshape(copies, size)
 
     def results(self) -> tuple[np.ndarray, np.ndarray]:
         """y (T,B,O) and h (L,B,H), new and not yet filled."""
@@ -161,7 +163,7 @@ class OneThread:
         T, B, _ = x.shape
         if self.plan is None or (self.plan.T, self.plan.B) != (T, B):
             self.plan = Plan.of(self.net, T, B, B)
-            self.states, self.logits = self.plan.states(), self.plan.logits()
+            self.states, self.logits = self.plan.states()[0], self.plan.logits()[0]
         plan, packed = self.plan, self.packed
         y, h = plan.results()
         sequences(

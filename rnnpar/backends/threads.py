@@ -1,0 +1,218 @@
+"""Threads of one machine that share memory: what can be split over them, and what each split has to wait for.
+
+Letters: T steps, B batch, I input, H hidden, O output, L layers. x (T,B,I), h (L,B,H), y (T,B,O), float32.
+Each strategy is one parallel region from input to softmax: threads start once a call, and every product, tanh and
+softmax is done by them (rnnpar/kernels); NumPy's BLAS and its own threads take no part. A `body` is what one thread
+does; its `region` is the same in a prange, one iteration a thread (rnnpar/kernels/team.py makes sure of that).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numba import prange
+
+from rnnpar.kernels.atomics import LINE, barrier, store_release, wait_until
+from rnnpar.kernels.forward import Plan, inputs, last_states, outputs, sequences, step
+from rnnpar.kernels.jit import jit
+from rnnpar.kernels.team import Team
+from rnnpar.kernels.tile import ROWS, WIDTH, Packed, aligned, round_up
+from rnnpar.network import RNN
+
+Forward = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+# --- timestep: the origin's idea ---------------------------------------------------------------------------------
+
+
+@jit()
+def timestep_body(rank, size, x, h0, y, h, panels, bias, table, states, logits, ready, T, B, sizes):
+    L, I, H, O = sizes
+    Q = (H + WIDTH - 1) // WIDTH
+    ld = Q * WIDTH
+    for t in range(rank, T, size):
+        for l in range(L):
+            u, w, b = table[l]
+            now = (l * T + t) * B * ld
+            if l == 0:
+                inputs(x, t * B * I, B * I, I, 1, B, I, panels, u, bias, b, states, now, ld, 0, Q)
+            else:
+                below = ((l - 1) * T + t) * B * ld
+                inputs(states, below, B * ld, ld, 1, B, H, panels, u, bias, b, states, now, ld, 0, Q)
+            if t == 0:
+                step(h0, l * B * H, H, B, H, panels, w, states, now, ld, 0, Q)
+            else:
+                wait_until(ready, (t - 1) * LINE, l + 1)  # spin until another thread has published h[t-1]
+                step(states, now - B * ld, ld, B, H, panels, w, states, now, ld, 0, Q)
+            store_release(ready, t * LINE, l + 1)
+        v, _, c = table[L]
+        top = ((L - 1) * T + t) * B * ld
+        own = logits[rank]
+        outputs(states, top, ld, 0, B, H, panels, v, bias, c, own, ROWS, y, t, 0, B, B, O)
+    if rank == 0:
+        wait_until(ready, (T - 1) * LINE, L)
+        for l in range(L):
+            for j in range(B):
+                last = ((l * T + T - 1) * B + j) * ld
+                h[(l * B + j) * H : (l * B + j + 1) * H] = states[last : last + H]
+
+
+@jit(parallel=True)
+def timestep_region(size, x, h0, y, h, panels, bias, table, states, logits, ready, T, B, sizes):
+    for rank in prange(size):
+        timestep_body(rank, size, x, h0, y, h, panels, bias, table, states, logits, ready, T, B, sizes)
+
+
+def timestep(net: RNN, threads: int) -> Forward:
+    """One thread a time step, as the origin did it: step t spins on h[t-1], then does its own W h, V h and softmax.
+
+    Parallelises: time steps, dealt out to the threads in turn; but W h[t-1] waits for the step before, so that only
+    U x and V h of different steps overlap. Synchronises: one ready flag a step and layer, by release and acquire.
+    Moves: all of U, W and V into every core's cache, and h to the next thread in every step. Keeps all T states.
+    """
+    packed = Packed.of(net)
+    team = Team(threads, timestep_body, timestep_region)
+
+    def forward(x: np.ndarray, h0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        T, B, _ = x.shape
+        plan = Plan.of(net, T, B, B)
+        y, h = plan.results()
+        states = aligned(net.num_layers * T * B * round_up(net.hidden_size, WIDTH))
+        logits = aligned(threads * ROWS * round_up(net.output_size, WIDTH)).reshape(threads, -1)
+        team.run(
+            x.ravel(), h0.ravel(), y.ravel(), h.ravel(), packed.panels, packed.bias, packed.table,
+            states, logits, np.zeros(T * LINE, np.int64), T, B, plan.sizes,
+        )  # fmt: skip
+        return y, h
+
+    return forward
+
+
+# --- rows: every step shared by all threads ----------------------------------------------------------------------
+
+
+@jit()
+def rows_body(rank, size, x, h0, y, h, panels, bias, table, states, logits, sync, block, chunk, T, B, sizes):
+    L, I, H, O = sizes
+    Q = (H + WIDTH - 1) // WIDTH
+    ld = Q * WIDTH
+    q0, q1 = Q * rank // size, Q * (rank + 1) // size  # the panels, so rows of U and W, that this thread owns
+    half = chunk * B * ld
+    previous = epoch = 0
+    for t0 in range(0, T, chunk):
+        steps = min(chunk, T - t0)
+        parity = (t0 // chunk) % 2
+        for l in range(L):
+            u, w, b = table[l]
+            s0 = (2 * l + parity) * half
+            if l == 0:
+                inputs(x, t0 * B * I, B * I, I, steps, B, I, panels, u, bias, b, states, s0, ld, q0, q1)
+            else:
+                below = (2 * (l - 1) + parity) * half
+                inputs(states, below, B * ld, ld, steps, B, H, panels, u, bias, b, states, s0, ld, q0, q1)
+            for t in range(steps):
+                now = s0 + t * B * ld
+                if t > 0:
+                    step(states, now - B * ld, ld, B, H, panels, w, states, now, ld, q0, q1)
+                elif t0 > 0:
+                    before = (2 * l + 1 - parity) * half + previous
+                    step(states, before, ld, B, H, panels, w, states, now, ld, q0, q1)
+                else:
+                    step(h0, l * B * H, H, B, H, panels, w, states, now, ld, q0, q1)
+                epoch += 1
+                barrier(sync, rank, size, epoch)  # all of h[t] is there before anyone begins h[t+1]
+        v, _, c = table[L]
+        top = (2 * (L - 1) + parity) * half
+        r0, r1 = share(steps * B, rank, size)
+        outputs(states, top, ld, r0, r1, H, panels, v, bias, c, logits[rank], block, y, t0, 0, B, B, O)
+        previous = (steps - 1) * B * ld
+    if rank == 0:
+        last_states(states, parity, half, previous, ld, h, 0, B, B, L, H)
+
+
+@jit()
+def share(rows, rank, size):
+    """The rows [r0, r1) of `rows` that belong to a thread: in whole tiles where there are enough of them."""
+    unit = min(ROWS, (rows + size - 1) // size)
+    units = (rows + unit - 1) // unit
+    return min(rows, units * rank // size * unit), min(rows, units * (rank + 1) // size * unit)
+
+
+@jit(parallel=True)
+def rows_region(size, x, h0, y, h, panels, bias, table, states, logits, sync, block, chunk, T, B, sizes):
+    for rank in prange(size):
+        rows_body(rank, size, x, h0, y, h, panels, bias, table, states, logits, sync, block, chunk, T, B, sizes)
+
+
+def rows(net: RNN, threads: int, dtype: str = "float32") -> Forward:
+    """Every step shared by all threads: each owns some rows of W, and computes those elements of h[t].
+
+    Parallelises: rows of U and W; then rows of the output (steps and sequences). Synchronises: one barrier a step.
+    Moves: each thread's share of W from its own core's cache (which is why two cores can be more than twice as
+    fast: together they hold twice as much), and h, H floats a sequence, between the cores in every step.
+    """
+    packed = Packed.of(net, dtype)
+    team = Team(threads, rows_body, rows_region)
+    sync = aligned(threads * LINE, np.int64)
+    kept: dict = {}
+
+    def forward(x: np.ndarray, h0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        T, B, _ = x.shape
+        if kept.get("shape") != (T, B):
+            plan = Plan.of(net, T, B, B)
+            kept.update(shape=(T, B), plan=plan, states=plan.states()[0], logits=plan.logits(threads))
+        plan = kept["plan"]
+        y, h = plan.results()
+        sync.fill(0)
+        team.run(
+            x.ravel(), h0.ravel(), y.ravel(), h.ravel(), packed.panels, packed.bias, packed.table,
+            kept["states"], kept["logits"], sync, plan.block, plan.chunk, T, B, plan.sizes,
+        )  # fmt: skip
+        return y, h
+
+    return forward
+
+
+# --- batch: every thread its own sequences -----------------------------------------------------------------------
+
+
+@jit()
+def batch_body(rank, size, x, h0, y, h, panels, bias, table, states, logits, block, chunk, T, B, sizes):
+    first, end = B * rank // size, B * (rank + 1) // size
+    if end > first:
+        sequences(
+            x, h0, y, h, panels, bias, table, states[rank], logits[rank], block, chunk, T, B, first, end - first, sizes
+        )
+
+
+@jit(parallel=True)
+def batch_region(size, x, h0, y, h, panels, bias, table, states, logits, block, chunk, T, B, sizes):
+    for rank in prange(size):
+        batch_body(rank, size, x, h0, y, h, panels, bias, table, states, logits, block, chunk, T, B, sizes)
+
+
+def batch(net: RNN, threads: int, dtype: str = "float32") -> Forward:
+    """Every thread takes its own sequences from the first step to the last, exactly as `serial/compiled` does.
+
+    Parallelises: the batch. Synchronises: nothing. Moves: all of W into every core in every step; nothing between
+    cores. With fewer sequences than threads, the other threads have nothing to do.
+    """
+    packed = Packed.of(net, dtype)
+    team = Team(threads, batch_body, batch_region)
+    kept: dict = {}
+
+    def forward(x: np.ndarray, h0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        T, B, _ = x.shape
+        if kept.get("shape") != (T, B):
+            plan = Plan.of(net, T, B, -(-B // threads))  # the largest share
+            kept.update(shape=(T, B), plan=plan, states=plan.states(threads), logits=plan.logits(threads))
+        plan = kept["plan"]
+        y, h = plan.results()
+        team.run(
+            x.ravel(), h0.ravel(), y.ravel(), h.ravel(), packed.panels, packed.bias, packed.table,
+            kept["states"], kept["logits"], plan.block, plan.chunk, T, B, plan.sizes,
+        )  # fmt: skip
+        return y, h
+
+    return forward

@@ -1,0 +1,127 @@
+"""Every method that can run here, against the oracle and against itself. A new method is picked up by its row."""
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+
+import rnnpar
+from rnnpar import machine, registry
+from tests.conftest import assert_matches_oracle, random_input
+
+# T, B, I, H, O, L: ones, primes, sizes around a panel's width and a tile's rows, the origin's, several layers.
+SHAPES = [
+    (1, 1, 1, 1, 1, 1),
+    (2, 1, 3, 2, 5, 1),
+    (17, 5, 31, 50, 29, 1),
+    (13, 9, 5, 33, 64, 1),
+    (7, 3, 11, 97, 13, 3),
+    (15, 1, 50, 50, 8000, 1),
+    (130, 1, 16, 128, 10, 1),
+    (5, 37, 8, 64, 7, 2),
+    (3, 2, 4, 600, 3, 1),
+]
+CPU = [
+    method.name
+    for method in rnnpar.methods()
+    if method.available and method.backend in ("serial", "threads")
+]  # fmt: skip
+
+
+def settings(name: str) -> list[dict]:
+    return [{"threads": n} for n in (1, 2)] if "threads" in registry.find(name).options() else [{}]
+
+
+EVERY = [pytest.param(name, options, id=f"{name}{options or ''}") for name in CPU for options in settings(name)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("name", "options"), EVERY)
+def test_method_equals_oracle(name, options, shape):
+    T, B, I, H, O, L = shape
+    net = rnnpar.RNN.random(I, H, O, L)
+    h0 = np.random.default_rng(1).uniform(-1, 1, (L, B, H)).astype(np.float32)
+    run = rnnpar.prepare(net, name, **options)
+    assert_matches_oracle(run, random_input(net, T, B))
+    assert_matches_oracle(run, random_input(net, T, B, seed=2), h0)
+
+
+@pytest.mark.parametrize(("name", "options"), EVERY)
+def test_a_sequence_in_pieces_equals_the_whole(name, options):
+    net = rnnpar.RNN.random(7, 70, 11, 2)
+    x = random_input(net, 60, 3)
+    run = rnnpar.prepare(net, name, **options)
+    whole, last = run(x)
+    pieces, h = [], None
+    for piece in np.split(x, [1, 2, 19, 19, 45]):
+        y, h = run(piece, h)
+        pieces.append(y)
+    assert np.allclose(np.concatenate(pieces), whole, rtol=0, atol=1e-6)
+    assert np.allclose(h, last, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "options"), EVERY)
+def test_one_sequence_equals_one_of_a_batch(name, options):
+    net = rnnpar.RNN.random(7, 40, 11)
+    x = random_input(net, 21, 9)
+    run = rnnpar.prepare(net, name, **options)
+    y, h = run(x)
+    for j in (0, 4, 8):
+        alone, state = run(x[:, j : j + 1])
+        assert np.allclose(alone[:, 0], y[:, j], rtol=0, atol=1e-6)
+        assert np.allclose(state[:, 0], h[:, j], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "options"), EVERY)
+def test_empty_sequence_and_empty_batch(name, options):
+    net = rnnpar.RNN.random(3, 4, 5, 2)
+    run = rnnpar.prepare(net, name, **options)
+    h0 = np.random.default_rng(0).standard_normal((2, 6, 4)).astype(np.float32)
+    y, h = run(np.empty((0, 6, 3), np.float32), h0)
+    assert y.shape == (0, 6, 5)
+    assert np.array_equal(h, h0)
+    assert h is not h0
+    y, h = run(np.empty((9, 0, 3), np.float32))
+    assert y.shape == (9, 0, 5)
+    assert h.shape == (2, 0, 4)
+
+
+@pytest.mark.parametrize(("name", "options"), EVERY)
+def test_results_are_the_callers_own_and_inputs_stay(name, options):
+    net = rnnpar.RNN.random(4, 20, 6)
+    x, h0 = random_input(net, 8, 2), np.full((1, 2, 20), 0.5, np.float32)
+    kept_x, kept_h0 = x.copy(), h0.copy()
+    run = rnnpar.prepare(net, name, **options)
+    y, h = run(x, h0)
+    kept_y, kept_h = y.copy(), h.copy()
+    run(random_input(net, 8, 2, seed=9))
+    assert np.array_equal(y, kept_y)
+    assert np.array_equal(h, kept_h)
+    assert np.array_equal(x, kept_x)
+    assert np.array_equal(h0, kept_h0)
+
+
+@pytest.mark.parametrize(("name", "options"), EVERY)
+def test_any_memory_order_of_x(name, options):
+    net = rnnpar.RNN.random(4, 10, 6)
+    run = rnnpar.prepare(net, name, **options)
+    x = random_input(net, 8, 6)
+    strided = np.asfortranarray(x)
+    assert np.array_equal(run(strided)[0], run(x)[0])
+    assert np.array_equal(run(x[::2, 1::2])[0], run(np.ascontiguousarray(x[::2, 1::2]))[0])
+
+
+@pytest.mark.parametrize("name", [name for name in CPU if len(settings(name)) > 1])
+@pytest.mark.parametrize("shape", [(9, 1, 3, 40, 5, 1), (6, 5, 3, 100, 40, 2)], ids=str)
+def test_any_number_of_threads_gives_the_same(name, shape):
+    """More threads than rows, than sequences, than cores: the result does not depend on it."""
+    T, B, I, H, O, L = shape
+    net = rnnpar.RNN.random(I, H, O, L)
+    x = random_input(net, T, B)
+    y, h = rnnpar.prepare(net, name, threads=1)(x)
+    for threads in (2, 3, 5, 8):
+        with pytest.warns(UserWarning) if threads > machine.cores_allowed() else nullcontext():
+            run = rnnpar.prepare(net, name, threads=threads)
+        got_y, got_h = run(x)
+        assert np.allclose(got_y, y, rtol=0, atol=1e-6)
+        assert np.allclose(got_h, h, rtol=0, atol=1e-6)

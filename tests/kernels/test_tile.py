@@ -1,0 +1,101 @@
+"""The register tile, its choice for a processor, and the packing."""
+
+import llvmlite.binding as llvm
+import numpy as np
+import pytest
+from llvmlite import ir
+
+from rnnpar.kernels import tile
+from rnnpar.kernels.jit import jit
+from rnnpar.network import RNN
+
+
+@jit()
+def product(a, lda, rows, K, panels, q1, c, ldc, o, ldo):
+    for q in range(q1):
+        p, n = q * K * tile.WIDTH, q * tile.WIDTH
+        tile.multiply(a, 0, lda, rows, K, panels, p, c, n, ldc, o, n, ldo)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("K", [1, 2, 3, 4, 5, 37])
+@pytest.mark.parametrize("rows", [*range(1, 10), 17])
+def test_product_equals_float64(rng, rows, K, dtype):
+    N = 33
+    ld = tile.round_up(N, tile.WIDTH)
+    a = rng.standard_normal((rows, K)).astype(np.float32)
+    w = rng.standard_normal((N, K)).astype(np.float32)
+    if dtype == "bfloat16":  # weights that bfloat16 holds exactly: the arithmetic is then float32's
+        w = (tile.to_bfloat16(w).astype(np.uint32) << 16).view(np.float32)
+    c = np.zeros((rows, ld), np.float32)
+    c[:, :N] = rng.standard_normal((rows, N))
+    o = np.full((rows + 1, ld), np.nan, np.float32)
+    product(a.ravel(), K, rows, K, tile.pack(w, dtype), ld // tile.WIDTH, c.ravel(), ld, o.ravel(), ld)
+    assert np.allclose(o[:rows, :N], c[:, :N] + a.astype(np.float64) @ w.T, rtol=1e-5, atol=1e-5)
+    assert np.isnan(o[rows]).all(), "a row beyond the last was written"
+
+
+def test_bfloat16_rounds_to_nearest_even():
+    def nearest(value):
+        return (tile.to_bfloat16(np.float32([value])).astype(np.uint32) << 16).view(np.float32)[0]
+
+    assert nearest(1.0) == 1.0
+    assert nearest(1 + 2**-8) == 1.0  # half way: to the even neighbour
+    assert nearest(1 + 3 * 2**-8) == 1 + 2**-6
+    assert nearest(1 + 2**-8 + 2**-20) == 1 + 2**-7
+    assert nearest(-3.14159) == -3.140625
+
+
+def test_packed_network_holds_every_weight():
+    net = RNN.random(5, tile.WIDTH + 3, 7, num_layers=2)
+    packed = tile.Packed.of(net)
+    u, w, b = packed.table[1]
+    n, k = tile.WIDTH + 1, 4
+    H = net.hidden_size
+    assert packed.panels[u + (n // tile.WIDTH * H + k) * tile.WIDTH + n % tile.WIDTH] == net.layers[1].U[n, k]
+    assert packed.panels[w + (n // tile.WIDTH * H + k) * tile.WIDTH + n % tile.WIDTH] == net.layers[1].W[n, k]
+    assert np.array_equal(packed.bias[b : b + H], net.layers[1].b)
+    assert packed.panels.ctypes.data % 64 == 0
+    with pytest.raises(ValueError, match="float16"):
+        tile.Packed.of(net, "float16")
+
+
+TARGETS = {
+    "avx512": ("x86_64-unknown-linux-gnu", "skylake-avx512", {"avx512f": True}, "zmm"),
+    "avx2": ("x86_64-unknown-linux-gnu", "haswell", {"avx2": True, "fma": True}, "ymm"),
+    "neon": ("aarch64-unknown-linux-gnu", "neoverse-n1", {}, "fmla"),
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_tile_of_each_processor_compiles_without_spilling(name):
+    """The assembly of the largest tile, for a processor that need not be here: vector multiply-adds, no sum on the stack."""
+    triple, cpu, features, mark = TARGETS[name]
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    shape = tile.choose_tile(features, triple.split("-")[0])
+    module = ir.Module()
+    module.triple = triple
+    pointer, i64 = ir.FloatType().as_pointer(), ir.IntType(64)
+    kind = ir.FunctionType(ir.VoidType(), [pointer, i64, pointer, i64, pointer, i64, pointer, i64])
+    function = ir.Function(module, kind, "tile")
+    builder = ir.IRBuilder(function.append_basic_block())
+    tile.tile_builder(builder, shape.rows, shape, False, list(function.args))
+    builder.ret_void()
+    machine = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, opt=3)
+    parsed = llvm.parse_assembly(str(module))
+    tuning = llvm.create_pipeline_tuning_options(speed_level=3)
+    llvm.create_pass_builder(machine, tuning).getModulePassManager().run(
+        parsed, llvm.create_pass_builder(machine, tuning)
+    )
+    assembly = machine.emit_assembly(parsed).splitlines()
+    multiply_adds = [line for line in assembly if "fmadd" in line or "fmla" in line]
+    assert len(multiply_adds) >= shape.rows * shape.vectors
+    assert any(mark in line for line in multiply_adds)
+    start = next(i for i, line in enumerate(assembly) if line in map(str, multiply_adds))
+    inner = assembly[start : start + len(multiply_adds)]
+    assert not [line for line in inner if "sp)" in line or "[sp" in line], "a sum was spilled to the stack"
+
+
+def test_other_processors_get_a_tile_too():
+    assert tile.choose_tile({}, "riscv64").lanes == 4
