@@ -7,10 +7,13 @@ never typed, so that two alike machines are not taken for one and one machine is
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import re
 import subprocess
+import sys
+import time
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +22,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+PEAKS_VERSION = 1  # raised when what is measured changes, so that older files are measured anew
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "OMP_PROC_BIND", "OMP_THREAD_LIMIT", "GOMP_SPINCOUNT",
     "OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE", "MKL_NUM_THREADS",
@@ -153,6 +157,76 @@ def describe() -> dict[str, Any]:
         "thread_variables": {key: os.environ[key] for key in THREAD_VARIABLES if key in os.environ},
         "versions": versions(),
         "numpy_simd": np.show_config(mode="dicts").get("SIMD Extensions", {}).get("found", []),
+    }
+
+
+def folder() -> Path:
+    """Where this machine's results and peaks are kept: data/results/<machine>, beside the package or in RNNPAR_DATA.
+
+    Installed without its data folder, the package keeps the peaks in the user's cache instead.
+    """
+    data = os.environ.get("RNNPAR_DATA")
+    beside = Path(__file__).resolve().parents[1] / "data"
+    if not data and not beside.is_dir():
+        return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rnnpar" / name()
+    return Path(data or beside) / "results" / name()
+
+
+def peaks() -> dict[str, Any]:
+    """This machine's peaks, measured at the first call ever (some seconds) and kept in peaks.json; see `measure_peaks`.
+
+    A file that cannot be read is an error and never overwritten; a folder that cannot be written costs only that
+    the next process measures again.
+    """
+    return _peaks(folder() / "peaks.json")
+
+
+@cache
+def _peaks(file: Path) -> dict[str, Any]:
+    if file.exists():
+        try:
+            found = json.loads(file.read_text())
+            if found["version"] == PEAKS_VERSION:
+                return found
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{file} is damaged ({error}); delete it, and the peaks are measured again") from error
+    print("rnnpar: measuring this machine's peaks, once (about 10 s) ...", file=sys.stderr, flush=True)
+    found = measure_peaks()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(found, indent=1) + "\n")
+        os.replace(temporary, file)
+    except OSError as error:
+        print(f"rnnpar: the peaks cannot be kept: {error}", file=sys.stderr, flush=True)
+    return found
+
+
+def measure_peaks() -> dict[str, Any]:
+    """Measure what the model predicts from, in seconds; about 10 s.
+
+    products: threads -> list of (H, rows, seconds) of the packed product, `blas` the same by NumPy on one thread;
+    barrier and launch: threads -> seconds; tanh, softmax, numpy_*: (seconds a call, seconds an element);
+    fresh_memory: seconds a byte for pages that are new.
+    """
+    from rnnpar.kernels import probe
+
+    cores = cores_allowed()
+    teams = sorted({1, cores})
+    several = sorted({n for n in (2, cores // 4, cores // 2, cores) if 2 <= n <= cores})
+    return {
+        "version": PEAKS_VERSION,
+        "measured": time.strftime("%Y-%m-%d"),
+        "products": {str(n): list(probe.products(n)) for n in teams},
+        "blas": list(probe.blas_products()),
+        "barrier": {str(n): probe.barrier_seconds(n) for n in several},
+        "launch": {str(n): probe.launch_seconds(n) for n in (1, *several)},
+        "tanh": probe.tanh_line(),
+        "softmax": probe.softmax_line(),
+        "numpy_tanh": probe.numpy_line(np.tanh),
+        "numpy_exp": probe.numpy_line(np.exp),
+        "numpy_add": probe.numpy_line(lambda a: a + a),
+        "fresh_memory": probe.fresh_memory_seconds(),
     }
 
 

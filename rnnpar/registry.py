@@ -88,6 +88,7 @@ TABLE = Methods((
     Method("threads/timestep", "time steps over threads, as the origin did", "one ready flag a step"),
     Method("threads/rows", "rows of W over threads, each keeping its share in its own cache", "one barrier a step"),
     Method("threads/batch", "sequences of the batch over threads", "nothing"),
+    Method("threads/wavefront", "layers, and the products around them, pipelined over time", "one flag a chunk"),
 ))  # fmt: skip
 
 

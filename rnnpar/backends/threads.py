@@ -13,8 +13,8 @@ from collections.abc import Callable
 import numpy as np
 from numba import prange
 
-from rnnpar.kernels.atomics import LINE, barrier, store_release, wait_until
-from rnnpar.kernels.forward import Plan, inputs, last_states, outputs, sequences, step
+from rnnpar.kernels.atomics import LINE, barrier, fetch_add, store_release, wait_until
+from rnnpar.kernels.forward import Plan, copy, inputs, last_states, outputs, sequences, step
 from rnnpar.kernels.jit import jit
 from rnnpar.kernels.team import Team
 from rnnpar.kernels.tile import ROWS, WIDTH, Packed, aligned, round_up
@@ -54,8 +54,7 @@ def timestep_body(rank, size, x, h0, y, h, panels, bias, table, states, logits, 
         wait_until(ready, (T - 1) * LINE, L)
         for l in range(L):
             for j in range(B):
-                last = ((l * T + T - 1) * B + j) * ld
-                h[(l * B + j) * H : (l * B + j + 1) * H] = states[last : last + H]
+                copy(states, ((l * T + T - 1) * B + j) * ld, h, (l * B + j) * H, H)
 
 
 @jit(parallel=True)
@@ -212,6 +211,116 @@ def batch(net: RNN, threads: int, dtype: str = "float32") -> Forward:
         team.run(
             x.ravel(), h0.ravel(), y.ravel(), h.ravel(), packed.panels, packed.bias, packed.table,
             kept["states"], kept["logits"], plan.block, plan.chunk, T, B, plan.sizes,
+        )  # fmt: skip
+        return y, h
+
+    return forward
+
+
+# --- wavefront: layers, and the products around the recurrence, pipelined over time ------------------------------
+
+SLOTS = 3  # chunks of states that a layer keeps: one being begun, one in the recurrence, one being read above
+
+
+@jit()
+def wavefront_body(rank, size, x, h0, y, h, panels, bias, table, states, logits, done, block, chunk, T, B, sizes):
+    L, I, H, O = sizes
+    Q = (H + WIDTH - 1) // WIDTH
+    ld = Q * WIDTH
+    slot = chunk * B * ld
+    chunks = (T + chunk - 1) // chunk
+    tickets = stages = 2 * L + 1  # the line of `done` behind the stages' holds the next task's number
+    number = 0
+    mine = fetch_add(done, tickets * chunks * LINE, 1)
+    for wave in range(2 * chunks + stages):
+        for stage in range(wave % 2, stages, 2):
+            c = (wave - stage) // 2
+            if c < 0 or c >= chunks:
+                continue
+            if number == mine:
+                l = stage // 2
+                s0 = (l * SLOTS + c % SLOTS) * slot
+                t0 = c * chunk
+                steps = min(chunk, T - t0)
+                if stage == 2 * L:
+                    wait_for(done, chunks, stage - 1, c)
+                    top = ((L - 1) * SLOTS + c % SLOTS) * slot
+                    v, _, b = table[L]
+                    own = logits[rank]
+                    outputs(states, top, ld, 0, steps * B, H, panels, v, bias, b, own, block, y, t0, 0, B, B, O)
+                elif stage % 2 == 0:
+                    wait_for(done, chunks, stage + 1, c - SLOTS + 1)  # the slot's last state was the next chunk's first
+                    wait_for(done, chunks, stage + 2, c - SLOTS)  # and what the slot held has been read above
+                    u, _, b = table[l]
+                    if l == 0:
+                        inputs(x, t0 * B * I, B * I, I, steps, B, I, panels, u, bias, b, states, s0, ld, 0, Q)
+                    else:
+                        wait_for(done, chunks, stage - 1, c)
+                        below = ((l - 1) * SLOTS + c % SLOTS) * slot
+                        inputs(states, below, B * ld, ld, steps, B, H, panels, u, bias, b, states, s0, ld, 0, Q)
+                else:
+                    wait_for(done, chunks, stage - 1, c)
+                    wait_for(done, chunks, stage, c - 1)
+                    w = table[l, 1]
+                    if c == 0:
+                        step(h0, l * B * H, H, B, H, panels, w, states, s0, ld, 0, Q)
+                    else:
+                        before = (l * SLOTS + (c - 1) % SLOTS) * slot + (chunk - 1) * B * ld
+                        step(states, before, ld, B, H, panels, w, states, s0, ld, 0, Q)
+                    for t in range(1, steps):
+                        now = s0 + t * B * ld
+                        step(states, now - B * ld, ld, B, H, panels, w, states, now, ld, 0, Q)
+                    if c == chunks - 1:
+                        for j in range(B):
+                            copy(states, s0 + ((steps - 1) * B + j) * ld, h, (l * B + j) * H, H)
+                store_release(done, (stage * chunks + c) * LINE, 1)
+                mine = fetch_add(done, tickets * chunks * LINE, 1)
+            number += 1
+
+
+@jit()
+def wait_for(done, chunks, stage, c):
+    """Wait until that stage has done chunk c; chunks before the first are always done."""
+    if c >= 0:
+        wait_until(done, (stage * chunks + c) * LINE, 1)
+
+
+@jit(parallel=True)
+def wavefront_region(size, x, h0, y, h, panels, bias, table, states, logits, done, block, chunk, T, B, sizes):
+    for rank in prange(size):
+        wavefront_body(rank, size, x, h0, y, h, panels, bias, table, states, logits, done, block, chunk, T, B, sizes)
+
+
+def wavefront(net: RNN, threads: int, dtype: str = "float32") -> Forward:
+    """A pipeline over time: while one layer is at a chunk of steps, the layer above is at the chunk before.
+
+    Each layer is two stages, U x and the recurrence, and the output is one more, so that even one layer gives a
+    second thread something to do: only the recurrences wait for themselves. Tasks (a stage at a chunk of steps) are
+    handed out in the order of the wave, by a ticket; whoever is free takes the next.
+    Parallelises: stages, 2 L + 1 of them, and chunks of output. Synchronises: one flag a task, waited for by the
+    tasks that need it; one ticket a task. Moves: a chunk's states from core to core, once a stage; W of a layer to
+    another core when another thread takes its next chunk, so once in a chunk and not in every step.
+    """
+    packed = Packed.of(net, dtype)
+    team = Team(threads, wavefront_body, wavefront_region)
+    stages = 2 * net.num_layers + 1
+    kept: dict = {}
+
+    def forward(x: np.ndarray, h0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        T, B, _ = x.shape
+        if kept.get("shape") != (T, B):
+            plan = Plan.of(net, T, B, B)
+            # Short chunks fill the pipeline soon; long ones have enough rows for a tile and few flags.
+            chunk = min(plan.chunk, max(-(-2 * ROWS // B), T // 16))
+            kept.update(shape=(T, B), plan=plan, chunk=chunk, logits=plan.logits(threads))
+            kept["states"] = aligned(net.num_layers * SLOTS * chunk * B * round_up(net.hidden_size, WIDTH))
+            kept["done"] = aligned((stages * -(-T // chunk) + 1) * LINE, np.int64)
+        plan = kept["plan"]
+        y, h = plan.results()
+        kept["done"].fill(0)
+        team.run(
+            x.ravel(), h0.ravel(), y.ravel(), h.ravel(), packed.panels, packed.bias, packed.table,
+            kept["states"], kept["logits"], kept["done"], plan.block, kept["chunk"], T, B, plan.sizes,
         )  # fmt: skip
         return y, h
 

@@ -84,7 +84,7 @@ def yield_core(typing):
 
 @jit()
 def wait_until(array, index, value):
-    """Return when array[index] >= value. Spins first, then yields: with fewer cores than threads it only gets slower."""
+    """Return when array[index] >= value. Spins first, then yields: too few cores make it slow, not stuck."""
     spins = 0
     while load_acquire(array, index) < value:
         if spins < SPINS:

@@ -49,8 +49,11 @@ def step(before, a0, lda, count, H, panels, p0, states, s0, ld, q0, q1):
     for q in range(q0, q1):
         s = s0 + q * WIDTH
         multiply(before, a0, lda, count, H, panels, p0 + q * H * WIDTH, states, s, ld, states, s, ld)
-    for j in range(count):
-        tanh_inplace(states[s0 + j * ld + q0 * WIDTH : s0 + j * ld + q1 * WIDTH])
+    if (q1 - q0) * WIDTH == ld:  # whole rows: they lie one behind the other
+        tanh_inplace(states[s0 : s0 + count * ld])
+    else:
+        for j in range(count):
+            tanh_inplace(states[s0 + j * ld + q0 * WIDTH : s0 + j * ld + q1 * WIDTH])
 
 
 @jit()
@@ -107,13 +110,18 @@ def sequences(x, h0, y, h, panels, bias, table, states, logits, block, chunk, T,
 
 
 @jit()
+def copy(source, s, target, t, size):
+    """target[t : t + size] = source[s : s + size], without the size check, whose message costs 4 s to compile."""
+    for i in range(size):
+        target[t + i] = source[s + i]
+
+
+@jit()
 def last_states(states, parity, half, previous, ld, h, first, count, B, L, H):
     """h (L,B,H) from the last step of the last chunk, for the sequences first to first + count."""
     for l in range(L):
         for j in range(count):
-            s = (2 * l + parity) * half + previous + j * ld
-            into = (l * B + first + j) * H
-            h[into : into + H] = states[s : s + H]
+            copy(states, (2 * l + parity) * half + previous + j * ld, h, (l * B + first + j) * H, H)
 
 
 @dataclass(frozen=True)

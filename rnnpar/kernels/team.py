@@ -27,7 +27,7 @@ TRIAL_SECONDS = 1.0  # how long the parts of a trial wait for each other: only e
 
 
 class Team:
-    """`size` threads for `body(rank, size, *arguments)`; `launcher` says what starts them: "caller", "openmp", "python".
+    """`size` threads for `body(rank, size, *arguments)`; `launcher`, what starts them: "caller", "openmp" or "python".
 
     `region` is the same body inside a prange: `for rank in prange(size): body(rank, size, *arguments)`.
     """
@@ -74,7 +74,7 @@ _pools = threading.local()
 
 @cache
 def openmp_meets(size: int) -> bool:
-    """Whether Numba's parallel regions run `size` parts at the same time here: OpenMP, and a trial in which they met."""
+    """Whether `size` parts of a parallel region run at the same time here: by OpenMP, and they met in a trial."""
     if size > numba.config.NUMBA_NUM_THREADS:
         return False
     with _pool_lock:

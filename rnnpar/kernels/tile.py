@@ -156,9 +156,7 @@ def tile_builder(builder: ir.IRBuilder, rows: int, shape: TileShape, half: bool,
     for m, v in grid:
         parts = [sums[s, m, v] for s in range(splits)]
         while len(parts) > 1:  # pairwise: a shorter chain than one after another
-            parts = [
-                builder.fadd(*parts[i : i + 2]) if i + 1 < len(parts) else parts[i] for i in range(0, len(parts), 2)
-            ]
+            parts = [builder.fadd(*parts[i : i + 2]) for i in range(0, len(parts) - 1, 2)] + parts[len(parts) & ~1 :]
         store = builder.store(parts[0], builder.bitcast(builder.gep(o, [place(ldo, m, v)]), vector.as_pointer()))
         store.align = 4
 

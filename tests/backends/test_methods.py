@@ -120,7 +120,7 @@ def test_any_number_of_threads_gives_the_same(name, shape):
     x = random_input(net, T, B)
     y, h = rnnpar.prepare(net, name, threads=1)(x)
     for threads in (2, 3, 5, 8):
-        with pytest.warns(UserWarning) if threads > machine.cores_allowed() else nullcontext():
+        with pytest.warns(UserWarning, match="cores") if threads > machine.cores_allowed() else nullcontext():
             run = rnnpar.prepare(net, name, threads=threads)
         got_y, got_h = run(x)
         assert np.allclose(got_y, y, rtol=0, atol=1e-6)

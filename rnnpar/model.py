@@ -1,0 +1,240 @@
+"""The predicted time of each method, from this machine's measured peaks: "auto" asks it, and chapters draw it first.
+
+The model adds up what each strategy does, in the strategy's own order: products of so many rows at the rate that this
+machine's cache levels allow, tanh and softmax by the element, a barrier or a flag where threads meet, a start of
+threads. Nothing is fitted to the forward passes that it predicts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from rnnpar import machine
+from rnnpar.network import RNN
+
+AUTO = (
+    "serial/compiled",
+    "threads/rows",
+    "threads/batch",
+    "threads/wavefront",
+)  # what "auto" chooses among, the simplest first
+
+
+@dataclass(frozen=True)
+class Work:
+    """The sizes of one call."""
+
+    T: int
+    B: int
+    I: int
+    H: int
+    O: int
+    layers: int = 1
+
+    @classmethod
+    def of(cls, net: RNN, T: int, B: int) -> Work:
+        return cls(T, B, net.input_size, net.hidden_size, net.output_size, net.num_layers)
+
+    def inputs(self) -> list[int]:
+        """The input size of each layer."""
+        return [self.I] + [self.H] * (self.layers - 1)
+
+    def flops(self) -> dict[str, float]:
+        """Floating-point operations of each product, over the whole call: two for a multiply-add."""
+        rows = 2.0 * self.T * self.B
+        return {
+            "U x": rows * self.H * sum(self.inputs()),
+            "W h": rows * self.H * self.H * self.layers,
+            "V h": rows * self.H * self.O,
+        }
+
+
+class Surface:
+    """Seconds of a product for each weight that it holds, over (H of a square W, rows): straight lines between logs."""
+
+    def __init__(self, points: list[tuple[int, int, float]]):
+        self.H = sorted({H for H, _, _ in points})
+        self.rows = sorted({rows for _, rows, _ in points})
+        seconds = {(H, rows): took for H, rows, took in points}
+        self.log = np.log([[seconds[H, rows] / (H * H) for rows in self.rows] for H in self.H])
+
+    def __call__(self, side: float, rows: float) -> float:
+        i, u = _place(self.H, side)
+        j, v = _place(self.rows, rows)
+        corner = self.log[i : i + 2, j : j + 2]
+        seconds = math.exp(np.array([1 - u, u]) @ corner @ np.array([1 - v, v]))
+        return seconds * max(1.0, rows / self.rows[-1])  # more rows than measured: at the rate of the most
+
+
+def _place(grid: list[int], value: float) -> tuple[int, float]:
+    """The interval of `grid` in which `value` lies and where in it, from 0 to 1, by logarithms; clamped at the ends."""
+    position = np.interp(math.log(max(value, 1e-9)), np.log(grid), np.arange(len(grid)))
+    index = min(int(position), len(grid) - 2)
+    return index, float(position - index)
+
+
+class Model:
+    """Predictions from one machine's peaks: `predict(method, work, threads) -> seconds`."""
+
+    def __init__(self, peaks: dict[str, Any], width: int):
+        self.peaks = peaks
+        self.width = width  # columns of a panel: what products are padded to
+
+    @cached_property
+    def surfaces(self) -> dict[int, Surface]:
+        return {int(n): Surface(points) for n, points in self.peaks["products"].items()}
+
+    @cached_property
+    def blas(self) -> Surface:
+        return Surface(self.peaks["blas"])
+
+    def product(self, rows: float, N: int, K: int, active: int = 1) -> float:
+        """Seconds of rows x K times K x N by one thread, while `active` threads do as much."""
+        if min(rows, N, K) <= 0:
+            return 0.0
+        weights = -(-N // self.width) * self.width * K
+        fewest, most = min(self.surfaces), max(self.surfaces)
+        one, all_ = (self.surfaces[n](math.sqrt(weights), rows) * weights for n in (fewest, most))
+        share = 0.0 if most == fewest else min(1.0, (active - fewest) / (most - fewest))
+        return one + share * (all_ - one)
+
+    def _at(self, key: str, threads: int) -> float:
+        """A cost that was measured for some numbers of threads, between them in proportion; 0 for one thread."""
+        table = {int(n): seconds for n, seconds in self.peaks[key].items()}
+        counts = sorted(table)
+        return float(np.interp(threads, counts, [table[n] for n in counts])) if counts else 0.0
+
+    def barrier(self, threads: int) -> float:
+        """Seconds of one barrier among `threads` threads."""
+        return self._at("barrier", threads) if threads > 1 else 0.0
+
+    def launch(self, threads: int) -> float:
+        """Seconds to start that many threads."""
+        return self._at("launch", threads)
+
+    def line(self, key: str, calls: float, elements: float) -> float:
+        """Seconds of `calls` calls over `elements` elements in all."""
+        a_call, an_element = self.peaks[key]
+        return calls * a_call + elements * an_element
+
+    def output(self, rows: float, work: Work, active: int = 1) -> float:
+        """Seconds of V h and softmax for `rows` rows by one thread."""
+        block = min(rows, 64)
+        products = self.product(block, work.O, work.H, active) * (rows / block if block else 0)
+        return products + self.line("softmax", rows, rows * work.O)
+
+    def fresh(self, work: Work) -> float:
+        """Seconds for the pages of y, which is new in every call."""
+        return 4.0 * work.T * work.B * work.O * self.peaks["fresh_memory"]
+
+    def predict(self, method: str, work: Work, threads: int = 1) -> float:
+        """Seconds of one call of `method`; NaN for a method that the model knows nothing of."""
+        formula = FORMULAS.get(method)
+        return formula(self, work, threads) if formula else math.nan
+
+
+def _naive(model: Model, work: Work, threads: int) -> float:
+    """Per step and layer two products, four small operations; then V h and the six operations of softmax."""
+    T, B, H = work.T, work.B, work.H
+    blas = lambda N, K: model.blas(math.sqrt(N * K), B) * N * K  # noqa: E731
+    a_step = sum(blas(H, I) + blas(H, H) for I in work.inputs()) + blas(work.O, H)
+    small = work.layers * (model.line("numpy_add", 4, 3 * B * H) + model.line("numpy_tanh", 1, B * H))
+    small += model.line("numpy_add", 7, 5 * B * work.O) + model.line("numpy_exp", 1, B * work.O)
+    return T * (a_step + small)
+
+
+def _hoisted(model: Model, work: Work, threads: int) -> float:
+    """The same products with T * B rows for U x and V h; only W h is left in the loop."""
+    T, B, H = work.T, work.B, work.H
+    rows = T * B
+    blas = lambda r, N, K: model.blas(math.sqrt(N * K), r) * N * K  # noqa: E731
+    outside = sum(blas(rows, H, I) for I in work.inputs()) + blas(rows, work.O, H)
+    outside += model.line("numpy_add", 12, 6 * rows * work.O + 2 * rows * H) + model.line("numpy_exp", 1, rows * work.O)
+    a_step = blas(B, H, H) + model.line("numpy_add", 3, B * H) + model.line("numpy_tanh", 1, B * H)
+    return T * work.layers * a_step + outside + 2 * model.fresh(work)
+
+
+def _one_thread(model: Model, work: Work, B: int, active: int) -> float:
+    """One thread takes B sequences from the first step to the last."""
+    T, H = work.T, work.H
+    rows = T * B
+    ahead = sum(model.product(min(rows, 64), H, I, active) * max(1.0, rows / 64) for I in work.inputs())
+    a_step = model.product(B, H, H, active) + model.line("tanh", 1, B * H)
+    return ahead + work.layers * T * a_step + model.output(rows, work, active)
+
+
+def _compiled(model: Model, work: Work, threads: int) -> float:
+    return model.launch(1) + _one_thread(model, work, work.B, 1) + model.fresh(work)
+
+
+def _batch(model: Model, work: Work, threads: int) -> float:
+    share = -(-work.B // threads)
+    active = min(threads, work.B)
+    return model.launch(threads) + _one_thread(model, work, share, active) + model.fresh(work) / active
+
+
+def _rows(model: Model, work: Work, threads: int) -> float:
+    """Each thread has a share of the panels of U and W, and of the rows of the output; a barrier ends each step."""
+    T, B, H = work.T, work.B, work.H
+    share = math.ceil(math.ceil(H / model.width) / threads) * model.width  # the largest share, in whole panels
+    rows = T * B
+    ahead = sum(model.product(min(rows, 64), share, I, threads) * max(1.0, rows / 64) for I in work.inputs())
+    a_step = model.product(B, share, H, threads) + model.line("tanh", B, B * share) + model.barrier(threads)
+    outputs = model.output(math.ceil(rows / threads), work, threads)
+    return model.launch(threads) + ahead + work.layers * T * a_step + outputs + model.fresh(work) / threads
+
+
+def _timestep(model: Model, work: Work, threads: int) -> float:
+    """The longer of two: the chain of W h and flags, or all the work dealt out over the threads."""
+    T, B, H = work.T, work.B, work.H
+    ahead = sum(model.product(B, H, I, threads) for I in work.inputs())
+    chain = work.layers * (model.product(B, H, H, threads) + model.line("tanh", 1, B * H) + model.barrier(threads))
+    behind = model.output(B, work, threads)
+    busy = -(-T // threads) * (ahead + chain + behind)
+    return model.launch(threads) + max(T * chain + ahead + behind, busy) + model.fresh(work) / threads
+
+
+def _wavefront(model: Model, work: Work, threads: int) -> float:
+    """The longest recurrence, or all the work dealt out over the threads; before it, the first chunk's way up."""
+    T, B, H = work.T, work.B, work.H
+    chunk = min(T, max(math.ceil(16 / B), T // 16))
+    chunks = math.ceil(T / chunk)
+    rows = chunk * B
+    ahead = [model.product(min(rows, 64), H, I, threads) * max(1.0, rows / 64) for I in work.inputs()]
+    recurrence = chunk * (model.product(B, H, H, threads) + model.line("tanh", 1, B * H))
+    behind = model.output(rows, work, threads)
+    all_work = chunks * (sum(ahead) + work.layers * recurrence + behind)
+    way_up = sum(ahead) + (work.layers - 1) * recurrence + behind
+    flags = (2 * work.layers + 1) * chunks * 2 * model.barrier(threads) / threads
+    busiest = max(chunks * recurrence + way_up, all_work / threads)
+    return model.launch(threads) + busiest + flags + model.fresh(work) / threads
+
+
+FORMULAS: dict[str, Callable[[Model, Work, int], float]] = {
+    "serial/naive": _naive,
+    "serial/hoisted": _hoisted,
+    "serial/compiled": _compiled,
+    "threads/timestep": _timestep,
+    "threads/rows": _rows,
+    "threads/batch": _batch,
+    "threads/wavefront": _wavefront,
+}
+
+
+def here() -> Model:
+    """The model of this machine; measures its peaks if that was never done."""
+    from rnnpar.kernels.tile import WIDTH
+
+    return Model(machine.peaks(), WIDTH)
+
+
+def fastest(net: RNN, T: int, B: int, threads: int) -> str:
+    """The name of the method that the model expects to be fastest at this shape on this machine."""
+    work, model = Work.of(net, max(T, 1), max(B, 1)), here()
+    return min(AUTO if threads > 1 else AUTO[:1], key=lambda name: model.predict(name, work, threads))

@@ -1,0 +1,110 @@
+"""The model: its arithmetic on peaks that are known, and the choice that "auto" makes by it."""
+
+import math
+
+import numpy as np
+import pytest
+
+import rnnpar
+from rnnpar import machine, model
+from rnnpar.model import Model, Surface, Work
+from tests.conftest import assert_matches_oracle, random_input
+
+
+def simple_peaks(barrier=1e-6, launch=5e-6):
+    """A machine that does a multiply-add in 1 ns whatever the shape, and nothing else takes time but meeting."""
+    points = [(H, rows, H * H * rows * 1e-9) for H in (32, 1024) for rows in (1, 64)]
+    free = [0.0, 0.0]
+    return {
+        "products": {"1": points, "2": points},
+        "blas": points,
+        "barrier": {"2": barrier},
+        "launch": {"1": 0.0, "2": launch},
+        **dict.fromkeys(("tanh", "softmax", "numpy_tanh", "numpy_exp", "numpy_add"), free),
+        "fresh_memory": 0.0,
+    }
+
+
+WORK = Work(T=100, B=4, I=64, H=128, O=96)
+ONE = 100 * 4 * 128 * (64 + 128 + 96) * 1e-9
+
+
+def test_flops_are_two_for_each_multiply_add():
+    assert sum(WORK.flops().values()) * 1e-9 == pytest.approx(2 * ONE)
+    stacked = Work(T=10, B=1, I=3, H=5, O=7, layers=3)
+    assert stacked.flops() == {"U x": 20 * 5 * (3 + 5 + 5), "W h": 20 * 25 * 3, "V h": 20 * 35}
+
+
+@pytest.mark.parametrize(
+    ("method", "threads", "seconds"),
+    [
+        ("serial/naive", 1, ONE),
+        ("serial/hoisted", 1, ONE),
+        ("serial/compiled", 1, ONE),
+        ("threads/rows", 2, ONE / 2 + 100 * 1e-6 + 5e-6),
+        ("threads/batch", 2, ONE / 2 + 5e-6),
+    ],
+)
+def test_predictions_on_a_machine_where_only_arithmetic_and_meeting_cost(method, threads, seconds):
+    assert Model(simple_peaks(), 32).predict(method, WORK, threads) == pytest.approx(seconds, rel=1e-6)
+
+
+def test_an_unknown_method_has_no_prediction():
+    assert math.isnan(Model(simple_peaks(), 32).predict("peers/torch", WORK))
+
+
+def test_surface_interpolates_between_measured_points():
+    surface = Surface([(16, 1, 16.0 * 16), (64, 1, 64.0 * 64 * 4), (16, 4, 16.0 * 16 * 4), (64, 4, 64.0 * 64 * 16)])
+    assert surface(16, 1) == pytest.approx(1)
+    assert surface(32, 1) == pytest.approx(2)
+    assert surface(32, 2) == pytest.approx(4)
+    assert surface(5, 1) == pytest.approx(1)  # outside: as at the edge
+    assert surface(64, 8) == pytest.approx(32)  # more rows: at the rate of the most that were measured
+
+
+def test_auto_weighs_the_barrier_against_the_work(monkeypatch):
+    net = rnnpar.RNN.random(64, 128, 96)
+    for barrier, launch, wanted in ((1e-9, 1e-9, "threads/"), (1.0, 1.0, "serial/compiled")):
+        monkeypatch.setattr(model, "here", lambda b=barrier, s=launch: Model(simple_peaks(b, s), 32))
+        assert model.fastest(net, 100, 4, threads=2).startswith(wanted)
+    assert model.fastest(net, 100, 4, threads=1) == "serial/compiled"
+
+
+def test_auto_runs_and_says_which():
+    net = rnnpar.RNN.random(5, 40, 7, 2)
+    run = rnnpar.prepare(net)
+    assert run.method == "auto"
+    for T, B in ((1, 1), (30, 1), (3, 40), (0, 2), (2, 0)):
+        assert_matches_oracle(run, random_input(net, T, B))
+        assert run.method in model.AUTO
+    assert rnnpar.prepare(net, "auto", threads=1)(random_input(net, 4, 4))[0].shape == (4, 4, 7)
+
+
+def test_peaks_are_kept_and_a_damaged_file_is_not_overwritten(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(machine, "measure_peaks", lambda: calls.append(1) or {"version": machine.PEAKS_VERSION})
+    file = tmp_path / "new" / "peaks.json"
+    machine._peaks.__wrapped__(file)
+    machine._peaks.__wrapped__(file)
+    assert len(calls) == 1
+    file.write_text("{ half")
+    with pytest.raises(ValueError, match=r"peaks\.json is damaged.*delete it"):
+        machine._peaks.__wrapped__(file)
+    assert file.read_text() == "{ half"
+
+
+def test_peaks_that_cannot_be_kept_are_used_all_the_same(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(machine, "measure_peaks", lambda: {"version": machine.PEAKS_VERSION})
+    (tmp_path / "file").write_text("in the way")
+    assert machine._peaks.__wrapped__(tmp_path / "file" / "peaks.json")
+    assert "cannot be kept" in capsys.readouterr().err
+
+
+def test_probes_measure_what_they_name():
+    from rnnpar.kernels import probe
+
+    assert 0 < probe.barrier_seconds(2) < 1
+    assert 0 < probe.launch_seconds(2) < 1
+    a_call, an_element = probe.line(lambda n, size: [np.zeros(size).sum() for _ in range(n)])
+    assert a_call > 0
+    assert an_element >= 0
