@@ -1,4 +1,4 @@
-"""Atomic loads, stores and additions on int64 NumPy arrays, a wait that spins and then yields, and a barrier.
+"""Atomic loads, stores and additions on int64 NumPy arrays, a wait that spins, yields, and naps, and a barrier.
 
 Numba has none for the CPU; LLVM does, and an intrinsic of a few lines reaches it. An acquire load that sees what a
 release store wrote also sees everything that the storing thread wrote before: a flag so stored publishes an array.
@@ -15,10 +15,13 @@ from numba.extending import intrinsic
 
 from rnnpar.kernels.jit import jit
 
-SPINS = 2000  # polls (a few ns each) before a waiting thread offers its core to others
+SPINS = 2000  # polls (some ns each) before a waiting thread offers its core to others
+YIELDS = 1000  # such offers (about a microsecond each) before it sleeps: Linux may hand the core straight back, and
+NAP = 50  # microseconds of sleep are then what lets the thread that is waited for run, where cores are too few
 LINE = 16  # int64 elements from one flag to the next: 128 bytes, since processors fetch cache lines in pairs
 
 YIELD = {"Windows": "SwitchToThread"}.get(platform.system(), "sched_yield")
+SLEEP, NAP_UNITS = {"Windows": ("Sleep", 1)}.get(platform.system(), ("usleep", NAP))  # Windows sleeps by milliseconds
 PAUSE = {"x86_64": "llvm.x86.sse2.pause", "AMD64": "llvm.x86.sse2.pause"}.get(platform.machine())
 
 
@@ -82,16 +85,31 @@ def yield_core(typing):
     return types.void(), codegen
 
 
+@intrinsic
+def nap(typing):
+    """Sleep for a moment: others get the core, whatever the scheduler thinks of a yield."""
+
+    def codegen(context, builder, signature, args):
+        unit = ir.IntType(32)
+        sleep = cgutils.get_or_insert_function(builder.module, ir.FunctionType(unit, [unit]), SLEEP)
+        builder.call(sleep, [unit(NAP_UNITS)])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
 @jit()
 def wait_until(array, index, value):
-    """Return when array[index] >= value. Spins first, then yields: too few cores make it slow, not stuck."""
-    spins = 0
+    """Return when array[index] >= value. Spins, then yields, then naps: too few cores make it slow, not stuck."""
+    polls = 0
     while load_acquire(array, index) < value:
-        if spins < SPINS:
-            spins += 1
+        polls += 1
+        if polls < SPINS:
             pause()
-        else:
+        elif polls < SPINS + YIELDS:
             yield_core()
+        else:
+            nap()
 
 
 @jit()

@@ -65,6 +65,7 @@ def softmax_many(repeat, o, y):
 
 def seconds_of(call: Callable[[int], object]) -> float:
     """The median seconds of one repetition: `call(repeat)`, repeated until a sample is long enough to time."""
+    call(1)  # compiles, and brings the data near
     repeat = 1
     while True:
         start = time.perf_counter()
