@@ -206,7 +206,7 @@ def measure_peaks() -> dict[str, Any]:
     """Measure what the model predicts from, in seconds; about 10 s.
 
     products: threads -> list of (H, rows, seconds) of the packed product, `blas` the same by NumPy on one thread;
-    barrier and launch: threads -> seconds; tanh, softmax, numpy_*: (seconds a call, seconds an element);
+    barrier (of flags), counter_barrier, launch, python_launch (by Python's threads): threads -> seconds; tanh, softmax, numpy_*: (seconds a call, seconds an element);
     fresh_memory: seconds a byte for pages that are new.
     """
     from rnnpar.kernels import probe
@@ -220,6 +220,8 @@ def measure_peaks() -> dict[str, Any]:
         "products": {str(n): list(probe.products(n)) for n in teams},
         "blas": list(probe.blas_products()),
         "barrier": {str(n): probe.barrier_seconds(n) for n in several},
+        "counter_barrier": {str(n): probe.barrier_seconds(n, "counter") for n in several},
+        "python_launch": {str(n): probe.launch_seconds(n, "python") for n in several},
         "launch": {str(n): probe.launch_seconds(n) for n in (1, *several)},
         "tanh": probe.tanh_line(),
         "softmax": probe.softmax_line(),

@@ -116,7 +116,7 @@ def prepare(net: RNN, method: str = "auto", **options: Any) -> Runner:
     if not isinstance(method, str):
         raise TypeError(f"method is a {type(method).__name__}; it must be a name such as 'threads/rows'")
     if method == "auto":
-        known: dict[str, Any] = {"threads": None}
+        known: dict[str, Any] = {"threads": None, "dtype": "float32"}
     else:
         row = registry.find(method)
         known = row.options()

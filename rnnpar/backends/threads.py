@@ -14,7 +14,17 @@ import numpy as np
 from numba import prange
 
 from rnnpar.kernels.atomics import LINE, barrier, fetch_add, store_release, wait_until
-from rnnpar.kernels.forward import Plan, copy, inputs, last_states, outputs, sequences, step
+from rnnpar.kernels.forward import (
+    Plan,
+    copy,
+    inputs,
+    last_states,
+    output_logits,
+    output_row,
+    outputs,
+    sequences,
+    step,
+)
 from rnnpar.kernels.jit import jit
 from rnnpar.kernels.team import Team
 from rnnpar.kernels.tile import ROWS, WIDTH, Packed, aligned, round_up
@@ -97,6 +107,7 @@ def rows_body(rank, size, x, h0, y, h, panels, bias, table, states, logits, sync
     Q = (H + WIDTH - 1) // WIDTH
     ld = Q * WIDTH
     q0, q1 = Q * rank // size, Q * (rank + 1) // size  # the panels, so rows of U and W, that this thread owns
+    O_panels = (O + WIDTH - 1) // WIDTH
     half = chunk * B * ld
     previous = epoch = 0
     for t0 in range(0, T, chunk):
@@ -123,8 +134,16 @@ def rows_body(rank, size, x, h0, y, h, panels, bias, table, states, logits, sync
                 barrier(sync, rank, size, epoch)  # all of h[t] is there before anyone begins h[t+1]
         v, _, c = table[L]
         top = (2 * (L - 1) + parity) * half
-        r0, r1 = share(steps * B, rank, size)
-        outputs(states, top, ld, r0, r1, H, panels, v, bias, c, logits[rank], block, y, t0, 0, B, B, O)
+        if steps * B >= 4 * size or steps * B > block:  # enough rows for every thread
+            r0, r1 = share(steps * B, rank, size)
+            outputs(states, top, ld, r0, r1, H, panels, v, bias, c, logits[rank], block, y, t0, 0, B, B, O)
+        else:  # a few rows, such as a single step of a single sequence: the rows of V are shared out instead
+            p0, p1 = O_panels * rank // size, O_panels * (rank + 1) // size
+            output_logits(states, top, ld, steps * B, H, panels, v, bias, c, logits[0], O, p0, p1)
+            epoch += 1
+            barrier(sync, rank, size, epoch)  # softmax needs the logits of all threads
+            for r in range(rank, steps * B, size):
+                output_row(logits[0], r, y, t0, r, 0, B, B, O)
         previous = (steps - 1) * B * ld
     if rank == 0:
         last_states(states, parity, half, previous, ld, h, 0, B, B, L, H)
@@ -147,7 +166,8 @@ def rows_region(size, x, h0, y, h, panels, bias, table, states, logits, sync, bl
 def rows(net: RNN, threads: int, dtype: str = "float32") -> Forward:
     """Every step shared by all threads: each owns some rows of W, and computes those elements of h[t].
 
-    Parallelises: rows of U and W; then rows of the output (steps and sequences). Synchronises: one barrier a step.
+    Parallelises: rows of U and W; then rows of the output (steps and sequences; where these are too few, rows of V
+    and one more barrier). Synchronises: one barrier a step.
     Moves: each thread's share of W from its own core's cache (which is why two cores can be more than twice as
     fast: together they hold twice as much), and h, H floats a sequence, between the cores in every step.
     """

@@ -59,17 +59,29 @@ def step(before, a0, lda, count, H, panels, p0, states, s0, ld, q0, q1):
 @jit()
 def outputs(states, s0, ld, r0, r1, H, panels, p0, bias, b0, logits, block, y, t0, first, count, B, O):
     """y = softmax(c + V states) for the rows r0 to r1 of the chunk that begins at step t0, `block` rows at a time."""
-    q1 = (O + WIDTH - 1) // WIDTH
-    ldo = q1 * WIDTH
     for r in range(r0, r1, block):
         rows = min(block, r1 - r)
-        for q in range(q1):
-            p, b = p0 + q * H * WIDTH, b0 + q * WIDTH
-            multiply(states, s0 + r * ld, ld, rows, H, panels, p, bias, b, 0, logits, q * WIDTH, ldo)
+        output_logits(states, s0 + r * ld, ld, rows, H, panels, p0, bias, b0, logits, O, 0, (O + WIDTH - 1) // WIDTH)
         for i in range(rows):
-            t, j = divmod(r + i, count)
-            into = ((t0 + t) * B + first + j) * O
-            softmax_row(logits[i * ldo : i * ldo + O], y[into : into + O])
+            output_row(logits, i, y, t0, r + i, first, count, B, O)
+
+
+@jit()
+def output_logits(states, s0, ld, rows, H, panels, p0, bias, b0, logits, O, q0, q1):
+    """logits = c + V states for `rows` rows from states[s0] on, panels q0 to q1."""
+    ldo = (O + WIDTH - 1) // WIDTH * WIDTH
+    for q in range(q0, q1):
+        p, b = p0 + q * H * WIDTH, b0 + q * WIDTH
+        multiply(states, s0, ld, rows, H, panels, p, bias, b, 0, logits, q * WIDTH, ldo)
+
+
+@jit()
+def output_row(logits, i, y, t0, r, first, count, B, O):
+    """y = softmax of the i-th row of logits, which is row r of the chunk that begins at step t0."""
+    ldo = (O + WIDTH - 1) // WIDTH * WIDTH
+    t, j = divmod(r, count)
+    into = ((t0 + t) * B + first + j) * O
+    softmax_row(logits[i * ldo : i * ldo + O], y[into : into + O])
 
 
 @jit()

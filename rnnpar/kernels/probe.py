@@ -13,7 +13,7 @@ import numpy as np
 from numba import prange
 
 from rnnpar.kernels.activations import softmax_row, tanh_inplace
-from rnnpar.kernels.atomics import LINE, barrier
+from rnnpar.kernels.atomics import LINE, barrier, counter_barrier
 from rnnpar.kernels.blas import one_blas_thread
 from rnnpar.kernels.jit import jit
 from rnnpar.kernels.team import Team
@@ -49,6 +49,18 @@ def barrier_body(rank, size, repeat, sync, start):
 def barrier_region(size, repeat, sync, start):
     for rank in prange(size):
         barrier_body(rank, size, repeat, sync, start)
+
+
+@jit()
+def counter_body(rank, size, repeat, sync, start):
+    for epoch in range(start, start + repeat):
+        counter_barrier(sync, size, epoch)
+
+
+@jit(parallel=True)
+def counter_region(size, repeat, sync, start):
+    for rank in prange(size):
+        counter_body(rank, size, repeat, sync, start)
 
 
 @jit()
@@ -109,10 +121,11 @@ def blas_products() -> Iterator[tuple[int, int, float]]:
                 yield H, rows, seconds_of(lambda n, a=a, w=w: repeat(n, a, w))
 
 
-def barrier_seconds(threads: int) -> float:
-    """Seconds of one barrier among `threads` threads."""
+def barrier_seconds(threads: int, kind: str = "flags") -> float:
+    """Seconds of one barrier among `threads` threads: of a flag each, or of one "counter" for all."""
     sync, epoch = aligned(threads * LINE, np.int64), 1
-    team = Team(threads, barrier_body, barrier_region)
+    bodies = {"flags": (barrier_body, barrier_region), "counter": (counter_body, counter_region)}
+    team = Team(threads, *bodies[kind])
 
     def call(n: int) -> None:
         nonlocal epoch
@@ -122,9 +135,10 @@ def barrier_seconds(threads: int) -> float:
     return seconds_of(call)
 
 
-def launch_seconds(threads: int) -> float:
-    """Seconds to start `threads` threads on an empty body and to see them end."""
+def launch_seconds(threads: int, launcher: str | None = None) -> float:
+    """Seconds to start `threads` threads on an empty body and to see them end; `launcher` as in Team, or its choice."""
     team = Team(threads, barrier_body, barrier_region)
+    team.launcher = launcher or team.launcher
     sync = aligned(threads * LINE, np.int64)
 
     def call(n: int) -> None:

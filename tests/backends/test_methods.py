@@ -7,7 +7,9 @@ import pytest
 
 import rnnpar
 from rnnpar import machine, registry
-from tests.conftest import assert_matches_oracle, random_input
+from rnnpar.kernels.tile import to_bfloat16
+from rnnpar.reference import relative_error
+from tests.conftest import BOUND, assert_matches_oracle, random_input
 
 # T, B, I, H, O, L: ones, primes, sizes around a panel's width and a tile's rows, the origin's, several layers.
 SHAPES = [
@@ -125,3 +127,38 @@ def test_any_number_of_threads_gives_the_same(name, shape):
         got_y, got_h = run(x)
         assert np.allclose(got_y, y, rtol=0, atol=1e-6)
         assert np.allclose(got_h, h, rtol=0, atol=1e-6)
+
+
+HALF = [name for name in CPU if "dtype" in registry.find(name).options()]
+
+
+@pytest.mark.parametrize("name", HALF)
+def test_bfloat16_weights_equal_the_oracle_on_rounded_weights(name):
+    """float32 arithmetic on weights rounded to bfloat16: exact to 1e-5 for those weights, near for the original."""
+
+    def rounded(weights: np.ndarray) -> np.ndarray:
+        return (to_bfloat16(weights).astype(np.uint32) << 16).view(np.float32)
+
+    net = rnnpar.RNN.random(7, 70, 33, 2)
+    layers = [dict(W=rounded(layer.W), U=rounded(layer.U), b=layer.b) for layer in net.layers]
+    near = rnnpar.RNN.from_arrays(layers, rounded(net.V), net.c)
+    x = random_input(net, 40, 3)
+    y, h = rnnpar.prepare(net, name, dtype="bfloat16")(x)
+    wanted_y, wanted_h = rnnpar.reference(near, x)
+    assert relative_error(y, wanted_y) < BOUND
+    assert relative_error(h, wanted_h) < BOUND
+    assert BOUND < relative_error(y, rnnpar.reference(net, x)[0]) < 1e-2
+
+
+@pytest.mark.parametrize("name", [name for name in CPU if registry.find(name).backend == "threads"])
+@pytest.mark.parametrize("seed", range(3))
+def test_repeated_calls_are_bitwise_the_same(name, seed):
+    """Threads add up in no order of chance: whoever computes an element computes it in the same way, every time."""
+    net = rnnpar.RNN.random(9, 50 + 40 * seed, 20, 1 + seed)
+    x = random_input(net, 70, 1 + seed)
+    run = rnnpar.prepare(net, name, threads=2)
+    y, h = run(x)
+    for _ in range(30):
+        again, state = run(x)
+        assert np.array_equal(again, y)
+        assert np.array_equal(state, h)
