@@ -206,8 +206,8 @@ def measure_peaks() -> dict[str, Any]:
     """Measure what the model predicts from, in seconds; about 10 s.
 
     products: threads -> list of (H, rows, seconds) of the packed product, `blas` the same by NumPy on one thread;
-    barrier (of flags), counter_barrier, launch, python_launch (by Python's threads): threads -> seconds; tanh, softmax, numpy_*: (seconds a call, seconds an element);
-    fresh_memory: seconds a byte for pages that are new.
+    barrier (of flags), counter_barrier, launch, python_launch (by Python's threads): threads -> seconds;
+    tanh, softmax, numpy_*: (seconds a call, seconds an element); fresh_memory: seconds a byte for pages that are new.
     """
     from rnnpar.kernels import probe
 

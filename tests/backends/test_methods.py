@@ -162,3 +162,24 @@ def test_repeated_calls_are_bitwise_the_same(name, seed):
         again, state = run(x)
         assert np.array_equal(again, y)
         assert np.array_equal(state, h)
+
+
+# Shapes in which one stage of the pipeline is slow and the others are fast, so that a missing wait is overtaken:
+# a heavy recurrence (H), a heavy output (O), a heavy input (I).
+LOPSIDED = [(400, 1, 1, 300, 1, 1), (300, 1, 1, 8, 6000, 1), (300, 1, 6000, 8, 1, 1), (300, 2, 1, 200, 1, 3)]
+
+
+@pytest.mark.parametrize("threads", [2, 4, 8])
+@pytest.mark.parametrize("shape", LOPSIDED, ids=str)
+@pytest.mark.parametrize("name", [name for name in CPU if registry.find(name).backend == "threads"])
+@pytest.mark.filterwarnings("ignore:threads=")
+def test_no_thread_overtakes_another(name, shape, threads):
+    T, B, I, H, O, L = shape
+    net = rnnpar.RNN.random(I, H, O, L)
+    x = random_input(net, T, B)
+    y, h = rnnpar.reference(net, x)
+    run = rnnpar.prepare(net, name, threads=threads)
+    for _ in range(5):
+        got_y, got_h = run(x)
+        assert relative_error(got_y, y) < BOUND
+        assert relative_error(got_h, h) < BOUND
