@@ -38,7 +38,7 @@ Forward = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 @jit()
 def timestep_body(rank, size, x, h0, y, h, panels, bias, table, states, logits, ready, T, B, sizes):
-    L, I, H, O = sizes
+    L, I, H, _, _ = sizes
     Q = (H + WIDTH - 1) // WIDTH
     ld = Q * WIDTH
     for t in range(rank, T, size):
@@ -59,7 +59,7 @@ def timestep_body(rank, size, x, h0, y, h, panels, bias, table, states, logits, 
         v, _, c = table[L]
         top = ((L - 1) * T + t) * B * ld
         own = logits[rank]
-        outputs(states, top, ld, 0, B, H, panels, v, bias, c, own, ROWS, y, t, 0, B, B, O)
+        outputs(states, top, ld, 0, B, panels, v, bias, c, own, ROWS, y, t, 0, B, B, sizes)
     if rank == 0:
         wait_until(ready, (T - 1) * LINE, L)
         for l in range(L):
@@ -85,7 +85,7 @@ def timestep(net: RNN, threads: int) -> Forward:
 
     def forward(x: np.ndarray, h0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         T, B, _ = x.shape
-        plan = Plan.of(net, T, B, B)
+        plan = Plan.of(net, packed, T, B, B)
         y, h = plan.results()
         states = aligned(net.num_layers * T * B * round_up(net.hidden_size, WIDTH))
         logits = aligned(threads * ROWS * round_up(net.output_size, WIDTH)).reshape(threads, -1)
@@ -103,7 +103,7 @@ def timestep(net: RNN, threads: int) -> Forward:
 
 @jit()
 def rows_body(rank, size, x, h0, y, h, panels, bias, table, states, logits, sync, block, chunk, T, B, sizes):
-    L, I, H, O = sizes
+    L, I, H, O, calm = sizes
     Q = (H + WIDTH - 1) // WIDTH
     ld = Q * WIDTH
     q0, q1 = Q * rank // size, Q * (rank + 1) // size  # the panels, so rows of U and W, that this thread owns
@@ -136,14 +136,14 @@ def rows_body(rank, size, x, h0, y, h, panels, bias, table, states, logits, sync
         top = (2 * (L - 1) + parity) * half
         if steps * B >= 4 * size or steps * B > block:  # enough rows for every thread
             r0, r1 = share(steps * B, rank, size)
-            outputs(states, top, ld, r0, r1, H, panels, v, bias, c, logits[rank], block, y, t0, 0, B, B, O)
+            outputs(states, top, ld, r0, r1, panels, v, bias, c, logits[rank], block, y, t0, 0, B, B, sizes)
         else:  # a few rows, such as a single step of a single sequence: the rows of V are shared out instead
             p0, p1 = O_panels * rank // size, O_panels * (rank + 1) // size
             output_logits(states, top, ld, steps * B, H, panels, v, bias, c, logits[0], O, p0, p1)
             epoch += 1
             barrier(sync, rank, size, epoch)  # softmax needs the logits of all threads
             for r in range(rank, steps * B, size):
-                output_row(logits[0], r, y, t0, r, 0, B, B, O)
+                output_row(logits[0], r, False, y, t0, r, 0, B, B, O, calm)
         previous = (steps - 1) * B * ld
     if rank == 0:
         last_states(states, parity, half, previous, ld, h, 0, B, B, L, H)
@@ -179,7 +179,7 @@ def rows(net: RNN, threads: int, dtype: str = "float32") -> Forward:
     def forward(x: np.ndarray, h0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         T, B, _ = x.shape
         if kept.get("shape") != (T, B):
-            plan = Plan.of(net, T, B, B)
+            plan = Plan.of(net, packed, T, B, B)
             kept.update(shape=(T, B), plan=plan, states=plan.states()[0], logits=plan.logits(threads))
         plan = kept["plan"]
         y, h = plan.results()
@@ -224,7 +224,7 @@ def batch(net: RNN, threads: int, dtype: str = "float32") -> Forward:
     def forward(x: np.ndarray, h0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         T, B, _ = x.shape
         if kept.get("shape") != (T, B):
-            plan = Plan.of(net, T, B, -(-B // threads))  # the largest share
+            plan = Plan.of(net, packed, T, B, -(-B // threads))  # the largest share
             kept.update(shape=(T, B), plan=plan, states=plan.states(threads), logits=plan.logits(threads))
         plan = kept["plan"]
         y, h = plan.results()
@@ -244,7 +244,7 @@ SLOTS = 3  # chunks of states that a layer keeps: one being begun, one in the re
 
 @jit()
 def wavefront_body(rank, size, x, h0, y, h, panels, bias, table, states, logits, done, block, chunk, T, B, sizes):
-    L, I, H, O = sizes
+    L, I, H, _, _ = sizes
     Q = (H + WIDTH - 1) // WIDTH
     ld = Q * WIDTH
     slot = chunk * B * ld
@@ -267,7 +267,7 @@ def wavefront_body(rank, size, x, h0, y, h, panels, bias, table, states, logits,
                     top = ((L - 1) * SLOTS + c % SLOTS) * slot
                     v, _, b = table[L]
                     own = logits[rank]
-                    outputs(states, top, ld, 0, steps * B, H, panels, v, bias, b, own, block, y, t0, 0, B, B, O)
+                    outputs(states, top, ld, 0, steps * B, panels, v, bias, b, own, block, y, t0, 0, B, B, sizes)
                 elif stage % 2 == 0:
                     wait_for(done, chunks, stage + 1, c - SLOTS + 1)  # the slot's last state was the next chunk's first
                     wait_for(done, chunks, stage + 2, c - SLOTS)  # and what the slot held has been read above
@@ -329,7 +329,7 @@ def wavefront(net: RNN, threads: int, dtype: str = "float32") -> Forward:
     def forward(x: np.ndarray, h0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         T, B, _ = x.shape
         if kept.get("shape") != (T, B):
-            plan = Plan.of(net, T, B, B)
+            plan = Plan.of(net, packed, T, B, B)
             # Short chunks fill the pipeline soon; long ones have enough rows for a tile and few flags.
             chunk = min(plan.chunk, max(-(-2 * ROWS // B), T // 16))
             kept.update(shape=(T, B), plan=plan, chunk=chunk, logits=plan.logits(threads))

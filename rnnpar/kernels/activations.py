@@ -105,11 +105,34 @@ def exp_sum(a, shift):
 
 
 @jit(fastmath=CONTRACT)
-def softmax_row(o, y):
-    """y[:] = softmax(o), one row of logits; o is overwritten. Both float32, one-dimensional.
+def exp_inplace(a):
+    """a[:] = exp(a)."""
+    for i in range(a.size):
+        a[i] = exp_element(a[i])
 
-    The largest logit is taken off first, so that exp cannot overflow. A NaN anywhere makes all of y NaN.
+
+@jit(fastmath=REDUCE)
+def sum_of(a):
+    """The sum of a."""
+    total = F(0)
+    for i in range(a.size):
+        total += a[i]
+    return total
+
+
+@jit(fastmath=CONTRACT)
+def scale_into(a, factor, y):
+    """y[:] = a[: len(y)] * factor."""
+    for i in range(y.size):
+        y[i] = a[i] * factor
+
+
+@jit()
+def softmax_row(o, y, calm):
+    """y[:] = softmax(o)[: len(y)], one row of logits; o is overwritten. Both float32, one-dimensional.
+
+    The largest logit is taken off first, so that exp cannot overflow; `calm` says that it cannot in any case, and
+    saves the pass that finds it. A NaN anywhere makes all of y NaN. Where o is longer than y, the rest is minus
+    infinity: exp of that is 0, and whole vectors take no remainder.
     """
-    scale = F(1) / exp_sum(o, largest(o))
-    for i in range(o.size):
-        y[i] = o[i] * scale
+    scale_into(o, F(1) / exp_sum(o, F(0) if calm else largest(o)), y)

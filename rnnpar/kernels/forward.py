@@ -17,13 +17,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rnnpar.kernels.activations import softmax_row, tanh_inplace
+from rnnpar.kernels.activations import exp_inplace, scale_into, softmax_row, sum_of, tanh_inplace
 from rnnpar.kernels.jit import jit
 from rnnpar.kernels.tile import ROWS, WIDTH, Packed, aligned, multiply, round_up
 from rnnpar.network import RNN
 
 STATES = 64 * 1024  # float32 elements of one chunk's states: a quarter of a megabyte, and there are two
 LOGITS = 128 * 1024  # the same of one block of logits
+SHORT = 512  # outputs up to which exp takes a block of rows in one go, since starting a row costs more than its exp
 
 
 @jit()
@@ -57,13 +58,18 @@ def step(before, a0, lda, count, H, panels, p0, states, s0, ld, q0, q1):
 
 
 @jit()
-def outputs(states, s0, ld, r0, r1, H, panels, p0, bias, b0, logits, block, y, t0, first, count, B, O):
+def outputs(states, s0, ld, r0, r1, panels, p0, bias, b0, logits, block, y, t0, first, count, B, sizes):
     """y = softmax(c + V states) for the rows r0 to r1 of the chunk that begins at step t0, `block` rows at a time."""
+    _, _, H, O, calm = sizes
+    q1 = (O + WIDTH - 1) // WIDTH
+    together = calm and O <= SHORT
     for r in range(r0, r1, block):
         rows = min(block, r1 - r)
-        output_logits(states, s0 + r * ld, ld, rows, H, panels, p0, bias, b0, logits, O, 0, (O + WIDTH - 1) // WIDTH)
+        output_logits(states, s0 + r * ld, ld, rows, H, panels, p0, bias, b0, logits, O, 0, q1)
+        if together:
+            exp_inplace(logits[: rows * q1 * WIDTH])
         for i in range(rows):
-            output_row(logits, i, y, t0, r + i, first, count, B, O)
+            output_row(logits, i, together, y, t0, r + i, first, count, B, O, calm)
 
 
 @jit()
@@ -76,22 +82,26 @@ def output_logits(states, s0, ld, rows, H, panels, p0, bias, b0, logits, O, q0, 
 
 
 @jit()
-def output_row(logits, i, y, t0, r, first, count, B, O):
-    """y = softmax of the i-th row of logits, which is row r of the chunk that begins at step t0."""
+def output_row(logits, i, is_exp, y, t0, r, first, count, B, O, calm):
+    """y = softmax of the i-th row of logits, or of what is exp of them; row r of the chunk that begins at step t0."""
     ldo = (O + WIDTH - 1) // WIDTH * WIDTH
     t, j = divmod(r, count)
     into = ((t0 + t) * B + first + j) * O
-    softmax_row(logits[i * ldo : i * ldo + O], y[into : into + O])
+    row = logits[i * ldo : (i + 1) * ldo]
+    if is_exp:
+        scale_into(row, np.float32(1) / sum_of(row), y[into : into + O])
+    else:
+        softmax_row(row, y[into : into + O], calm)
 
 
 @jit()
 def sequences(x, h0, y, h, panels, bias, table, states, logits, block, chunk, T, B, first, count, sizes):
     """The whole forward pass of `count` sequences of a batch of B, from number `first`, by one thread.
 
-    states: (L, 2, chunk * count * ld), logits: (block * ldo), both flat; sizes: (L, I, H, O). Chunks alternate
+    states: (L, 2, chunk * count * ld), logits: (block * ldo), both flat; sizes as in Plan. Chunks alternate
     between the two halves of `states`, so that the last state of one is there when the next begins.
     """
-    L, I, H, O = sizes
+    L, I, H, _, _ = sizes
     Q = (H + WIDTH - 1) // WIDTH
     ld = Q * WIDTH
     half = chunk * count * ld
@@ -116,7 +126,7 @@ def sequences(x, h0, y, h, panels, bias, table, states, logits, block, chunk, T,
                 step(states, now - count * ld, ld, count, H, panels, w, states, now, ld, 0, Q)
         v, _, c = table[L]
         top = (2 * (L - 1) + parity) * half
-        outputs(states, top, ld, 0, steps * count, H, panels, v, bias, c, logits, block, y, t0, first, count, B, O)
+        outputs(states, top, ld, 0, steps * count, panels, v, bias, c, logits, block, y, t0, first, count, B, sizes)
         previous = (steps - 1) * count * ld
     last_states(states, parity, half, previous, ld, h, first, count, B, L, H)
 
@@ -140,7 +150,7 @@ def last_states(states, parity, half, previous, ld, h, first, count, B, L, H):
 class Plan:
     """Sizes of one call: `chunk` time steps at a time, `block` rows of logits at a time, and the buffers' lengths."""
 
-    sizes: tuple[int, int, int, int]  # L, I, H, O
+    sizes: tuple[int, int, int, int, int]  # L, I, H, O, and 1 where the network is calm (tile.Packed)
     T: int
     B: int
     count: int  # sequences that one thread takes through all the steps
@@ -148,12 +158,13 @@ class Plan:
     block: int
 
     @classmethod
-    def of(cls, net: RNN, T: int, B: int, count: int) -> Plan:
+    def of(cls, net: RNN, packed: Packed, T: int, B: int, count: int) -> Plan:
         """Chunk and block so that states and logits stay in a core's own cache, whatever the sizes."""
         ld, ldo = round_up(net.hidden_size, WIDTH), round_up(net.output_size, WIDTH)
         chunk = min(T, max(1, STATES // (count * ld)))
         block = min(round_up(chunk * count, ROWS), max(ROWS, LOGITS // ldo // ROWS * ROWS), 64 // ROWS * ROWS)
-        return cls((net.num_layers, net.input_size, net.hidden_size, net.output_size), T, B, count, chunk, block)
+        sizes = (net.num_layers, net.input_size, net.hidden_size, net.output_size, int(packed.calm))
+        return cls(sizes, T, B, count, chunk, block)
 
     def states(self, copies: int = 1) -> np.ndarray:
         """Room for the hidden states of two chunks of every layer, (copies, elements)."""
@@ -167,7 +178,7 @@ class Plan:
 
     def results(self) -> tuple[np.ndarray, np.ndarray]:
         """y (T,B,O) and h (L,B,H), new and not yet filled."""
-        L, _, H, O = self.sizes
+        L, _, H, O, _ = self.sizes
         return np.empty((self.T, self.B, O), np.float32), np.empty((L, self.B, H), np.float32)
 
 
@@ -182,7 +193,7 @@ class OneThread:
     def __call__(self, x: np.ndarray, h0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         T, B, _ = x.shape
         if self.plan is None or (self.plan.T, self.plan.B) != (T, B):
-            self.plan = Plan.of(self.net, T, B, B)
+            self.plan = Plan.of(self.net, self.packed, T, B, B)
             self.states, self.logits = self.plan.states()[0], self.plan.logits()[0]
         plan, packed = self.plan, self.packed
         y, h = plan.results()

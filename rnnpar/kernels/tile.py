@@ -24,6 +24,7 @@ from numba.extending import intrinsic
 from rnnpar.kernels.jit import jit
 from rnnpar.network import RNN
 
+CALM = 60.0  # exp of it, and of minus it, times any number of outputs, is an ordinary float32
 CHAINS = 8  # independent sums that keep two multiply-add units busy for the four cycles that each sum takes
 
 
@@ -243,13 +244,16 @@ def pack(weights: np.ndarray, dtype: str = "float32") -> np.ndarray:
 class Packed:
     """A network's weights, packed once. Two flat arrays and a table of where each matrix begins in them.
 
-    panels: every U, W and V as panels (float32, or bfloat16 as uint16); bias: every b and c, padded to whole panels.
+    panels: every U, W and V as panels (float32, or bfloat16 as uint16); bias: every b and c, padded to whole panels,
+    c by minus infinity, so that softmax gives the padding nothing.
     table: int64, a row a layer (U, W, b) and a last row (V, unused, c): offsets into panels, panels and bias.
+    calm: whether no logit can ever be large, since |h| <= 1 and so |o| <= |c| + the sum of |V| over a row.
     """
 
     panels: np.ndarray
     bias: np.ndarray
     table: np.ndarray
+    calm: bool
 
     @classmethod
     def of(cls, net: RNN, dtype: str = "float32") -> Packed:
@@ -258,7 +262,11 @@ class Packed:
             raise ValueError(f"dtype is {dtype!r}; it must be 'float32' or 'bfloat16'")
         rows = [(layer.U, layer.W, layer.b) for layer in net.layers] + [(net.V, net.V[:0], net.c)]
         matrices = [[pack(U, dtype), pack(W, dtype)] for U, W, _ in rows]
-        biases = [np.pad(b, (0, round_up(len(b), WIDTH) - len(b))) for _, _, b in rows]
+        fill = [0.0] * net.num_layers + [-np.inf]
+        biases = [
+            np.pad(b, (0, round_up(len(b), WIDTH) - len(b)), constant_values=value)
+            for (_, _, b), value in zip(rows, fill, strict=True)
+        ]
         table = np.zeros((len(rows), 3), np.int64)
         panel_offset = bias_offset = 0
         for index, (pair, b) in enumerate(zip(matrices, biases, strict=True)):
@@ -269,4 +277,5 @@ class Packed:
         np.concatenate([matrix for pair in matrices for matrix in pair], out=panels)
         bias = aligned(bias_offset)
         np.concatenate(biases, out=bias)
-        return cls(panels, bias, table)
+        largest = (np.abs(net.c) + np.abs(net.V).sum(axis=1)).max()
+        return cls(panels, bias, table, bool(largest < CALM))

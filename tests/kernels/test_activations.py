@@ -65,13 +65,15 @@ def test_special_values_in_the_vector_and_in_the_remainder(function, x, wanted, 
 
 
 @pytest.mark.parametrize("size", [1, 2, 31, 32, 33, 1000, 10007])
-@pytest.mark.parametrize("scale", [1e-3, 1, 50, 1e4])
-def test_softmax(rng, size, scale):
+@pytest.mark.parametrize(
+    ("scale", "calm"), [(1e-3, True), (1e-3, False), (1, True), (1, False), (50, False), (1e4, False)]
+)
+def test_softmax(rng, size, scale, calm):
     o = (rng.standard_normal(size) * scale).astype(np.float32)
     wanted = np.exp(o.astype(np.float64) - o.max())
     wanted /= wanted.sum()
     y = np.empty_like(o)
-    activations.softmax_row(o.copy(), y)
+    activations.softmax_row(o.copy(), y, calm)
     assert np.abs(y - wanted).max() < 1e-6 * wanted.max()
     assert y.sum() == pytest.approx(1, abs=1e-5)
 
@@ -79,7 +81,7 @@ def test_softmax(rng, size, scale):
 def test_softmax_of_extremes():
     def softmax(*o):
         y = np.empty(len(o), np.float32)
-        activations.softmax_row(np.array(o, np.float32), y)
+        activations.softmax_row(np.array(o, np.float32), y, False)
         return y
 
     assert softmax(-np.inf, 0, 0).tolist() == [0, 0.5, 0.5]
@@ -91,3 +93,9 @@ def test_softmax_of_extremes():
 @pytest.mark.parametrize("values", [[-1.5], [-0.0, 0.0], [-3, -2, -9], [5, -np.inf], [1, np.inf], [-2e-45, -1e-45]])
 def test_largest(values):
     assert activations.largest(np.array(values, np.float32)) == np.max(np.array(values, np.float32))
+
+
+def test_softmax_gives_padding_nothing():
+    y = np.empty(3, np.float32)
+    activations.softmax_row(np.array([1, 1, 1, -np.inf, -np.inf], np.float32), y, True)
+    assert np.allclose(y, 1 / 3)

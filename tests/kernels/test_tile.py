@@ -97,3 +97,14 @@ def test_tile_of_each_processor_compiles_without_spilling(name):
 
 def test_other_processors_get_a_tile_too():
     assert tile.choose_tile({}, "riscv64").lanes == 4
+
+
+def test_calm_is_a_bound_that_no_input_can_break():
+    """Every logit of a network that is called calm stays small for the worst hidden state there is, h = sign(V)."""
+    for scale, calm in ((1.0, True), (30.0, True), (59.0, True), (61.0, False), (1e4, False)):
+        V = np.full((3, 4), scale / 8)
+        V[1] *= -1
+        layer = dict(W=np.zeros((4, 4)), U=np.zeros((4, 1)), b=np.zeros(4))
+        net = RNN.from_arrays([layer], V, np.full(3, scale / 2))
+        assert tile.Packed.of(net).calm == calm
+        assert np.abs(net.V).sum(axis=1).max() + np.abs(net.c).max() == pytest.approx(scale)
