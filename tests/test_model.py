@@ -80,9 +80,24 @@ def test_auto_runs_and_says_which():
     assert rnnpar.prepare(net, "auto", threads=1)(random_input(net, 4, 4))[0].shape == (4, 4, 7)
 
 
+QUIET = {"version": machine.PEAKS_VERSION, "barrier": {"2": 3e-7}, "launch": {"1": 3e-7, "2": 4e-6}}
+
+
+def test_peaks_of_a_busy_machine_are_measured_again_and_not_kept(tmp_path, monkeypatch, capsys):
+    busy = {**QUIET, "barrier": {"2": 8e-3}}
+    answers = [busy, QUIET]
+    monkeypatch.setattr(machine, "measure_peaks", lambda: answers.pop(0))
+    assert machine._peaks.__wrapped__(tmp_path / "peaks.json") == QUIET
+    assert (tmp_path / "peaks.json").exists()
+    monkeypatch.setattr(machine, "measure_peaks", lambda: busy)
+    assert machine._peaks.__wrapped__(tmp_path / "other.json") == busy
+    assert not (tmp_path / "other.json").exists()
+    assert "not kept" in capsys.readouterr().err
+
+
 def test_peaks_are_kept_and_a_damaged_file_is_not_overwritten(tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(machine, "measure_peaks", lambda: calls.append(1) or {"version": machine.PEAKS_VERSION})
+    monkeypatch.setattr(machine, "measure_peaks", lambda: calls.append(1) or QUIET)
     file = tmp_path / "new" / "peaks.json"
     machine._peaks.__wrapped__(file)
     machine._peaks.__wrapped__(file)
@@ -94,7 +109,7 @@ def test_peaks_are_kept_and_a_damaged_file_is_not_overwritten(tmp_path, monkeypa
 
 
 def test_peaks_that_cannot_be_kept_are_used_all_the_same(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(machine, "measure_peaks", lambda: {"version": machine.PEAKS_VERSION})
+    monkeypatch.setattr(machine, "measure_peaks", lambda: QUIET)
     (tmp_path / "file").write_text("in the way")
     assert machine._peaks.__wrapped__(tmp_path / "file" / "peaks.json")
     assert "cannot be kept" in capsys.readouterr().err

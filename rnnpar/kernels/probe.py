@@ -84,7 +84,10 @@ def softmax_many(repeat, o, y, rows):
 
 
 def seconds_of(call: Callable[[int], object]) -> float:
-    """The median seconds of one repetition: `call(repeat)`, repeated until a sample is long enough to time."""
+    """Seconds of one repetition of `call(repeat)`, repeated until a sample is long enough to time.
+
+    The lower quartile of the samples: what other programs do meanwhile only ever makes a sample longer.
+    """
     call(1)  # compiles, and brings the data near
     repeat = 1
     while True:
@@ -99,7 +102,7 @@ def seconds_of(call: Callable[[int], object]) -> float:
         start = time.perf_counter()
         call(repeat)
         samples.append((time.perf_counter() - start) / repeat)
-    return statistics.median(samples)
+    return sorted(samples)[len(samples) // 4]
 
 
 def products(threads: int) -> Iterator[tuple[int, int, float]]:
