@@ -27,7 +27,7 @@ PEAKS_TRIES = 3
 DISTURBED_S = 5e-4  # for a barrier or a start of threads; undisturbed, the slowest takes a tenth of it
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "OMP_PROC_BIND", "OMP_THREAD_LIMIT", "GOMP_SPINCOUNT",
-    "OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE", "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "MKL_NUM_THREADS",
     "NUMBA_NUM_THREADS", "NUMBA_THREADING_LAYER", "NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES",
 )  # fmt: skip
 PACKAGES = ("numpy", "numba", "llvmlite", "threadpoolctl", "papermill", "torch", "onnxruntime", "openvino", "jax",

@@ -1,0 +1,79 @@
+# Everything goes through here; `make help` lists it. Nothing but make and Python 3.11 or newer has to be there first.
+#
+#   make figures PROFILE=ci       measure next to nothing, into build/ci: to see that all of it works
+#   make sweep PROFILE=quick      measure less
+#   make PYTHON=python3.12 ...    build .venv with another Python
+
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+# An active environment that has this checkout's rnnpar is used as it is; else .venv is made, and kept up to date.
+# (-I: the checkout itself, which is the current folder, must not count as installed.)
+HAS_RNNPAR := import importlib.util as u, os, sys; s = u.find_spec("rnnpar"); \
+  sys.exit(not (s and s.origin and u.find_spec("papermill") and os.path.samefile(os.path.dirname(s.origin), "rnnpar")))
+ACTIVE := $(firstword $(filter-out $(CURDIR)/.venv,$(VIRTUAL_ENV) $(CONDA_PREFIX)))
+ifneq ($(ACTIVE),)
+  ifneq ($(shell '$(ACTIVE)/bin/python' -I -c '$(HAS_RNNPAR)' 2>/dev/null && echo yes),yes)
+    ACTIVE :=
+  endif
+endif
+RUN := $(if $(ACTIVE),$(ACTIVE)/bin/python,.venv/bin/python)
+READY := $(if $(ACTIVE),,.venv/.ready)
+
+SOURCES := $(shell find rnnpar -name '*.py' -o -name '*.yaml')
+CODE := rnnpar tests data notebooks/*.ipynb
+CHAPTERS := $(wildcard notebooks/[0-9][0-9]*.ipynb)
+RESULTS := $(wildcard data/results/*/*.csv)
+
+.PHONY: figures test check lab sweep html clean help
+
+ifeq ($(PROFILE),ci)
+figures: $(READY)
+	$(RUN) -m rnnpar.study.figures --profile ci --scratch build/ci
+else
+figures: figures/.drawn  ## measure this machine if it has no results yet, then draw every figure
+endif
+
+# The stamp is not committed, so a fresh clone draws; whether it measures, the results decide, not their dates.
+figures/.drawn: $(READY) $(SOURCES) $(CHAPTERS) notebooks/sweep.ipynb $(RESULTS)
+	$(RUN) -m rnnpar.study.figures --profile $(or $(PROFILE),quick)
+	@mkdir -p figures && touch $@
+
+test: check  ## the checks and all tests
+	$(RUN) -m pytest
+
+check: $(READY)  ## ruff, and the form of the source notebooks
+	$(RUN) -m ruff check $(CODE)
+	$(RUN) -m ruff format --check $(CODE)
+	$(RUN) -m rnnpar.study.notebooks --check
+
+sweep: $(READY)  ## measure this machine with the full profile (ten minutes and more); continues where it was stopped
+	$(RUN) -m rnnpar.study.sweep --profile $(or $(PROFILE),full)
+
+lab: $(READY)  ## open the notebooks in JupyterLab
+	$(RUN) -m jupyterlab $(firstword $(wildcard notebooks/00*.ipynb) notebooks)
+
+html: figures  ## the executed chapters as web pages, in build/html
+	$(RUN) -m nbconvert --to html --output-dir build/html notebooks/rendered/*.ipynb
+
+clean:  ## remove what can be made again; never data/results
+	rm -rf build .pytest_cache .ruff_cache figures/.drawn
+	find notebooks -name '*.failed.ipynb' -delete -o -name '*.running.ipynb' -delete
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+# Looked for only when it is needed, so that `make help` works without any Python.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+.venv/.ready: pyproject.toml constraints.txt
+	@if [ -z '$(PYTHON)' ]; then \
+	  echo "rnnpar needs Python 3.11 or newer, and python3 here is $$(python3 -V 2>&1): install one," \
+	       "or name it, as in make PYTHON=/path/to/python3.12" >&2; exit 1; fi
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	  "rnnpar needs Python 3.11 or newer; $(PYTHON) is " + sys.version.split()[0])'
+	@[ -x .venv/bin/python ] || $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
+	@echo "installing what constraints.txt pins into .venv (about 700 MB)"
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[study,dev]'
+	@touch $@

@@ -1,0 +1,651 @@
+"""What a user would pick instead: PyTorch, ONNX Runtime, OpenVINO, JAX, each at its best on a number of threads.
+
+Each engine computes the whole forward pass in float32 in a process of its own, so that no two thread pools fight and
+none meets settings made for another. In there it has several formulations of the same pass, what its manual would
+write first and what turned out faster; at the first call of a shape it builds them all, times them in turn, keeps the
+fastest and frees the rest. `forward.info` says which one that was, what each took, and which could not run.
+
+Letters: T steps, B batch, I input, H hidden, O output, L layers. x (T,B,I), h0, h (L,B,H), y (T,B,O), float32.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import os
+import pickle
+import queue
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import weakref
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rnnpar import machine
+from rnnpar.network import RNN
+
+Forward = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+Build = Callable[[], Forward]
+Formulations = Callable[[int, int], Mapping[str, Build]]  # (T, B) -> by name, what builds the pass for that shape
+
+TIMEOUT_S = 600.0  # a child that has not answered for so long is taken for hung, and killed
+SHAPES = 8  # shapes whose chosen formulation is kept; the oldest goes first
+
+
+# --- The four strategies -----------------------------------------------------------------------------------------
+
+
+def torch(net: RNN, threads: int) -> Child:
+    """PyTorch: torch.nn.RNN, or a loop over U x that TorchScript runs, with plain or oneDNN-packed weights.
+
+    Parallelises: each product's rows and columns. Synchronises: OpenMP, a fork and a join an operation. Moves: W in
+    every step; U and V once in a call.
+    """
+    pools = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    return Child("peers/torch", "rnnpar.backends.peers:fastest", ("torch", net, threads), threads, pools)
+
+
+def onnxruntime(net: RNN, threads: int) -> Child:
+    """ONNX Runtime: the RNN operator, or a Scan whose body is Gemm and Tanh, behind one MatMul for all U x.
+
+    Parallelises: each product's columns. Synchronises: its own spinning pool, a fork and a join an operation. Moves:
+    W in every step; U and V once in a call.
+    """
+    return Child("peers/onnxruntime", "rnnpar.backends.peers:fastest", ("onnxruntime", net, threads), threads)
+
+
+def openvino(net: RNN, threads: int) -> Child:
+    """OpenVINO: RNNSequence (oneDNN's recurrent primitive), or a TensorIterator of MatMul, Add and Tanh.
+
+    Parallelises: each product's rows and columns. Synchronises: TBB, a fork and a join an operation. Moves: W in
+    every step; U and V once in a call.
+    """
+    return Child("peers/openvino", "rnnpar.backends.peers:fastest", ("openvino", net, threads), threads)
+
+
+def jax(net: RNN, threads: int) -> Child:
+    """JAX: lax.scan over U x, compiled by XLA for one shape; as rows or as a vector, unrolled or not.
+
+    Parallelises: each product's rows and columns, where they are large. Synchronises: XLA's own pool. Moves: W in
+    every step; U and V once in a call.
+    """
+    pools = {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false",  # a call computes where it was made, instead of waking a thread
+        "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+        "PJRT_NPROC": str(threads),  # XLA's pool; without it as many threads as there are cores
+    }
+    return Child("peers/jax", "rnnpar.backends.peers:fastest", ("jax", net, threads), threads, pools)
+
+
+# --- What each engine has to choose from: these run in the child -------------------------------------------------
+
+
+def torch_formulations(net: RNN, threads: int) -> Formulations:
+    """The operators that the packed loop uses are those that torch.compile writes for constant weights. (It itself
+    is no candidate: it compiles an unrolled loop for half a minute, and is no faster than TorchScript's.)"""
+    import torch
+    from torch.nn.functional import linear
+
+    layers = [tuple(map(torch.from_numpy, (layer.W, layer.U, layer.b))) for layer in net.layers]
+    V, c = torch.from_numpy(net.V), torch.from_numpy(net.c)
+    packed_linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
+    def module() -> Forward:
+        rnn = torch.nn.RNN(net.input_size, net.hidden_size, net.num_layers)
+        weights = {}
+        for index, (W, U, b) in enumerate(layers):
+            weights |= {f"weight_hh_l{index}": W, f"weight_ih_l{index}": U, f"bias_ih_l{index}": b}
+            weights[f"bias_hh_l{index}"] = torch.zeros_like(b)
+        rnn.load_state_dict(weights)
+
+        def forward(x, h0):
+            hidden, h = rnn(x, h0)
+            return torch.softmax(linear(hidden, V, c), -1), h
+
+        return forward
+
+    @torch.jit.script
+    def steps(a, h, W):  # a (T,B,H) becomes the hidden states; W (H,H) transposed
+        for a_t in a.unbind(0):
+            h = a_t.addmm_(h, W).tanh_()
+        return a
+
+    def loop(transposed: bool) -> Forward:
+        W_ = [W.t().contiguous() if transposed else W.t() for W, _, _ in layers]
+
+        def forward(x, h0):
+            below, last = x, []
+            for (_, U, b), W, h in zip(layers, W_, h0.unbind(0), strict=True):
+                below = steps(linear(below, U, b), h, W)
+                last.append(below[-1])
+            return torch.softmax(linear(below, V, c), -1), torch.stack(last)
+
+        return forward
+
+    def packed(T: int, B: int) -> Forward:
+        pack = torch.ops.mkldnn._reorder_linear_weight
+        inner = [(pack(W, B), pack(U, T * B), b) for W, U, b in layers]
+        V_ = pack(V, T * B)
+
+        @torch.jit.script
+        def packed_steps(a, h, W):
+            for a_t in a.unbind(0):
+                h = a_t.add_(torch.ops.mkldnn._linear_pointwise(h, W, None, "none", [], "")).tanh_()
+            return a
+
+        def all_steps(x, weights, bias):
+            return packed_linear(x.flatten(0, 1), weights, bias, "none", [], "").view(T, B, -1)
+
+        def forward(x, h0):
+            below, last = x, []
+            for (W, U, b), h in zip(inner, h0.unbind(0), strict=True):
+                below = packed_steps(all_steps(below, U, b), h, W)
+                last.append(below[-1])
+            return torch.softmax(all_steps(below, V_, c), -1), torch.stack(last)
+
+        return forward
+
+    def on(count: int, build: Build) -> Forward:
+        inner = build()
+
+        def forward(x: np.ndarray, h0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            with torch.inference_mode():
+                torch.set_num_threads(count)
+                y, h = inner(torch.from_numpy(x), torch.from_numpy(h0))
+                return y.numpy(), h.numpy()
+
+        return forward
+
+    def formulations(T: int, B: int) -> dict[str, Build]:
+        plain = {"nn.RNN": module, "loop": partial(loop, False), "loop, W transposed": partial(loop, True)}
+        if packed_linear is not None:
+            plain["loop, packed"] = partial(packed, T, B)
+        return {
+            name + _on(count, threads): partial(on, count, build)
+            for name, build in plain.items()
+            for count in _counts(threads)
+        }
+
+    return formulations
+
+
+def onnxruntime_formulations(net: RNN, threads: int) -> Formulations:
+    """One model for all shapes. (Unrolled graphs are no candidates: every step would pack a copy of W of its own.)"""
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    L, H = net.num_layers, net.hidden_size
+    node, constant = helper.make_node, lambda array, name: numpy_helper.from_array(np.array(array), name)
+
+    def tensor(name: str, *shape: str | int) -> Any:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+    def operator() -> tuple[list, list]:
+        nodes, constants = [], []
+        for i, layer in enumerate(net.layers):
+            bias = np.concatenate([layer.b, np.zeros_like(layer.b)])[None]
+            constants += [constant(layer.U[None], f"U{i}"), constant(layer.W[None], f"W{i}"), constant(bias, f"b{i}")]
+            nodes += [
+                node("Slice", ["h0", f"n{i}", f"n{i + 1}"], [f"start{i}"]),
+                node("RNN", [f"x{i}", f"U{i}", f"W{i}", f"b{i}", "", f"start{i}"], [f"y{i}", f"end{i}"], hidden_size=H),
+                node("Squeeze", [f"y{i}", "n1"], [f"x{i + 1}"]),
+            ]
+        return nodes, constants
+
+    def scan() -> tuple[list, list]:
+        nodes, constants = [], []
+        for i, layer in enumerate(net.layers):
+            constants += [constant(layer.U.T, f"U{i}"), constant(layer.W.T, f"W{i}"), constant(layer.b, f"b{i}")]
+            step = [node("Gemm", ["h", f"W{i}", "a"], ["sum"]), node("Tanh", ["sum"], ["new"]),
+                    node("Identity", ["new"], ["out"])]  # fmt: skip
+            body = helper.make_graph(step, "step", [tensor("h", "B", H), tensor("a", "B", H)],
+                                     [tensor("new", "B", H), tensor("out", "B", H)])  # fmt: skip
+            nodes += [
+                node("Gather", ["h0", f"i{i}"], [f"start{i}"]),
+                node("MatMul", [f"x{i}", f"U{i}"], [f"u{i}"]),
+                node("Add", [f"u{i}", f"b{i}"], [f"a{i}"]),
+                node("Scan", [f"start{i}", f"a{i}"], [f"last{i}", f"x{i + 1}"], body=body, num_scan_inputs=1),
+                node("Unsqueeze", [f"last{i}", "n0"], [f"end{i}"]),
+            ]
+        return nodes, constants
+
+    @cache
+    def session(recurrence: Callable[[], tuple[list, list]], count: int) -> Any:
+        nodes, constants = recurrence()
+        constants += [constant(net.V.T, "V"), constant(net.c, "c")]
+        constants += [constant(np.array([i]), f"n{i}") for i in range(max(L, 1) + 1)]
+        constants += [constant(np.array(i), f"i{i}") for i in range(L)]
+        head = [node("Identity", ["x"], ["x0"]), *nodes,
+                node("MatMul", [f"x{L}", "V"], ["v"]), node("Add", ["v", "c"], ["o"]), node("Softmax", ["o"], ["y"]),
+                node("Concat", [f"end{i}" for i in range(L)], ["h"], axis=0)]  # fmt: skip
+        graph = helper.make_graph(
+            head, "rnn", [tensor("x", "T", "B", net.input_size), tensor("h0", L, "B", H)],
+            [tensor("y", "T", "B", net.output_size), tensor("h", L, "B", H)], constants,
+        )  # fmt: skip
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = count
+        settings.inter_op_num_threads = 1
+        settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "1")
+        settings.log_severity_level = 3
+        return onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+
+    def build(recurrence: Callable[[], tuple[list, list]], count: int) -> Forward:
+        run = session(recurrence, count).run
+        return lambda x, h0: run(["y", "h"], {"x": x, "h0": h0})
+
+    def formulations(T: int, B: int) -> dict[str, Build]:
+        return {
+            name + _on(count, threads): partial(build, recurrence, count)
+            for name, recurrence in {"RNN operator": operator, "Scan": scan}.items()
+            for count in _counts(threads)
+        }
+
+    return formulations
+
+
+def openvino_formulations(net: RNN, threads: int) -> Formulations:
+    """A model for each shape. Unrolled graphs are the TensorIterator whose body takes up to 16 steps at once."""
+    sys.modules["openvino_telemetry"] = None  # its import would fork this process, and send news of it home
+    import openvino
+    from openvino import opset13 as op
+
+    core, float32 = openvino.Core(), openvino.Type.f32
+    L, H = net.num_layers, net.hidden_size
+
+    def state(h0: Any, index: int, shape: list[int]) -> Any:
+        return op.reshape(op.gather(h0, op.constant(np.array([index])), op.constant(0)), shape, False)
+
+    def sequence(x: Any, h0: Any, T: int, B: int) -> tuple[Any, list]:
+        below, last = op.transpose(x, [1, 0, 2]), []
+        lengths = op.constant(np.full(B, T, np.int32))
+        for i, layer in enumerate(net.layers):
+            weights = [op.constant(array[None]) for array in (layer.U, layer.W, layer.b)]
+            cell = op.rnn_sequence(below, state(h0, i, [B, 1, H]), lengths, *weights, H, "forward", ["tanh"])
+            below = op.reshape(cell.output(0), [B, T, H], False)
+            last.append(op.reshape(cell.output(1), [1, B, H], False))
+        return op.transpose(below, [1, 0, 2]), last
+
+    def iterator(most: int, x: Any, h0: Any, T: int, B: int) -> tuple[Any, list]:
+        some = next(steps for steps in range(min(most, T), 0, -1) if T % steps == 0)  # steps in one iteration
+        below, last = x, []
+        for i, layer in enumerate(net.layers):
+            a = op.add(op.matmul(below, op.constant(layer.U), False, True), op.constant(layer.b))
+            first, taken = op.parameter([B, H], float32), op.parameter([some * B, H], float32)
+            W, h, hidden = op.constant(layer.W), first, []
+            for a_t in op.split(taken, op.constant(0), some).outputs():
+                h = op.tanh(op.add(op.matmul(h, W, False, True), a_t))
+                hidden.append(h)
+            together = op.concat(hidden, 0)
+            loop = op.tensor_iterator()
+            loop.set_body(openvino.Model([h, together], [first, taken]))
+            rows = op.reshape(a, [T * B, H], False)
+            loop.set_sliced_input(taken, rows.output(0), 0, some * B, some * B, -1, 0)
+            loop.set_merged_input(first, state(h0, i, [B, H]).output(0), h.output(0))
+            last.append(op.reshape(loop.get_iter_value(h.output(0), -1), [1, B, H], False))
+            slices = loop.get_concatenated_slices(together.output(0), 0, some * B, some * B, -1, 0)
+            below = op.reshape(slices, [T, B, H], False)
+        return below, last
+
+    def build(recurrence: Callable, T: int, B: int, count: int) -> Forward:
+        x, h0 = op.parameter([T, B, net.input_size], float32), op.parameter([L, B, H], float32)
+        hidden, last = recurrence(x, h0, T, B)
+        o = op.add(op.matmul(hidden, op.constant(net.V), False, True), op.constant(net.c))
+        model = openvino.Model([op.softmax(o, -1), op.concat(last, 0)], [x, h0])
+        settings = {
+            "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": count,
+            "INFERENCE_PRECISION_HINT": "f32",  # it would take bfloat16 where the processor has it
+        }  # fmt: skip
+        request = core.compile_model(model, "CPU", settings).create_infer_request()
+
+        def forward(x: np.ndarray, h0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            y, h = np.empty((T, B, net.output_size), np.float32), np.empty((L, B, H), np.float32)
+            for index, array in enumerate((x, h0)):
+                request.set_input_tensor(index, openvino.Tensor(array, shared_memory=True))
+            for index, array in enumerate((y, h)):
+                request.set_output_tensor(index, openvino.Tensor(array, shared_memory=True))
+            request.infer()
+            return y, h
+
+        return forward
+
+    def formulations(T: int, B: int) -> dict[str, Build]:
+        recurrences = {"RNNSequence": sequence, "TensorIterator": partial(iterator, 1)}
+        if T > 1:
+            recurrences["TensorIterator, unrolled"] = partial(iterator, 16)
+        return {
+            name + _on(count, threads): partial(build, recurrence, T, B, count)
+            for name, recurrence in recurrences.items()
+            for count in _counts(threads)
+        }
+
+    return formulations
+
+
+def jax_formulations(net: RNN, threads: int) -> Formulations:
+    """`threads` is in the environment and the affinity: XLA takes its pool from there, not from a setting."""
+    import jax
+    import jax.numpy as jnp
+
+    rows_ = [(layer.W.T, layer.U.T, layer.b) for layer in net.layers]
+    columns_ = [(layer.W, layer.U.T, layer.b) for layer in net.layers]
+    V, c = jax.device_put(np.ascontiguousarray(net.V.T)), jax.device_put(net.c)
+
+    def build(vector: bool, unroll: int, wide: bool, T: int, B: int) -> Forward:
+        layers = [[jax.device_put(np.ascontiguousarray(array)) for array in layer]
+                  for layer in (columns_ if vector else rows_)]  # fmt: skip
+
+        def whole(layers, V, c, x, h0):
+            below, last = x.reshape(T * B, -1), []
+            for (W, U, b), h in zip(layers, h0, strict=True):
+
+                def step(h, a_t, W=W):
+                    h = jnp.tanh(a_t + (W @ h if vector else h @ W))
+                    return h, h
+
+                a = below @ U + b
+                h, a = (h[0], a) if vector else (h, a.reshape(T, B, -1))
+                h, hidden = jax.lax.scan(step, h, a, unroll=unroll)
+                last.append(h.reshape(B, -1))
+                below = hidden.reshape(T * B, -1)
+            return jax.nn.softmax(below @ V + c, -1).reshape(T, B, -1), jnp.stack(last)
+
+        compiled = jax.jit(whole, compiler_options={"xla_cpu_prefer_vector_width": 512} if wide else None)
+
+        def forward(x: np.ndarray, h0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            y, h = compiled(layers, V, c, x, h0)
+            return np.asarray(y), np.asarray(h)
+
+        return forward
+
+    def formulations(T: int, B: int) -> dict[str, Build]:
+        choices = itertools.product((False, True) if B == 1 else (False,), (1, 4) if T > 1 else (1,), (False, True))
+        return {
+            f"scan, {'W h' if vector else 'h W'}, unroll {unroll}{', 512-bit vectors' if wide else ''}":
+                partial(build, vector, unroll, wide, T, B)
+            for vector, unroll, wide in choices
+        }  # fmt: skip
+
+    return formulations
+
+
+def _counts(threads: int) -> tuple[int, ...]:
+    """The numbers of threads to try: a small shape is faster on one."""
+    return (threads,) if threads == 1 else (threads, 1)
+
+
+def _on(count: int, threads: int) -> str:
+    return "" if count == threads else f", {count} thread"
+
+
+# --- Choosing the fastest: in the child --------------------------------------------------------------------------
+
+
+def fastest(engine: str, net: RNN, threads: int) -> Fastest:
+    """The forward pass of `engine`, which takes for each shape the formulation that is fastest there."""
+    formulations = {
+        "torch": torch_formulations, "onnxruntime": onnxruntime_formulations,
+        "openvino": openvino_formulations, "jax": jax_formulations,
+    }  # fmt: skip
+    return Fastest(formulations[engine](net, threads))
+
+
+class Fastest:
+    """A forward pass that at the first call of a shape tries every formulation, and stays with the fastest.
+
+    `info`: the `formulation`, the microseconds of a call of each that was tried, and which `failed`, and how.
+    """
+
+    ROUNDS = 5
+    BURST_S = 0.03  # a formulation's calls in a round: five of these, so a few tenths of a second each
+    CLOSE = 1e-4  # formulations compute the same, so one that differs more from the first is wrong
+
+    def __init__(self, formulations: Formulations):
+        self._formulations = formulations
+        self._chosen: dict[tuple[int, int], tuple[Forward, dict[str, Any]]] = {}
+        self.info: dict[str, Any] = {}
+
+    def __call__(self, x: np.ndarray, h0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        shape = x.shape[:2]
+        if shape not in self._chosen:
+            while len(self._chosen) >= SHAPES:
+                del self._chosen[next(iter(self._chosen))]
+            self._chosen[shape] = self._choose(x, h0)
+        forward, self.info = self._chosen[shape]
+        return forward(x, h0)
+
+    def _choose(self, x: np.ndarray, h0: np.ndarray) -> tuple[Forward, dict[str, Any]]:
+        built, seconds, failed = {}, {}, {}
+        wanted = None
+        for name, build in self._formulations(*x.shape[:2]).items():
+            try:
+                forward = build()
+                y, _ = forward(x, h0)  # compiles
+                if wanted is None:
+                    wanted = y
+                if not np.linalg.norm(y - wanted) <= self.CLOSE * np.linalg.norm(wanted):
+                    raise ArithmeticError("its result is another than the first formulation's")
+                seconds[name] = _time(forward, x, h0)
+                built[name] = forward
+            except Exception as error:
+                failed[name] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        if not built:
+            raise RuntimeError("no formulation can run: " + "; ".join(f"{name}: {why}" for name, why in failed.items()))
+        for _ in range(self.ROUNDS):
+            near = 2 * min(seconds.values())
+            hopeful = [name for name in built if seconds[name] <= near]
+            for name in random.sample(hopeful, len(hopeful)) if len(hopeful) > 1 else []:
+                time.sleep(0.005)  # the one before may still be spinning
+                seconds[name] = min(seconds[name], _burst(built[name], x, h0, self.BURST_S))
+        best = min(seconds, key=seconds.get)
+        tried = {name: round(1e6 * took, 1) for name, took in seconds.items()}
+        return built[best], {"formulation": best, "tried": tried, "failed": failed}
+
+
+def _time(forward: Forward, x: np.ndarray, h0: np.ndarray) -> float:
+    start = time.perf_counter()
+    forward(x, h0)
+    return time.perf_counter() - start
+
+
+def _burst(forward: Forward, x: np.ndarray, h0: np.ndarray, seconds: float) -> float:
+    """The median seconds of a call among those that fit into so many seconds; the first of them is not counted."""
+    end = time.perf_counter() + seconds
+    took = [_time(forward, x, h0)]
+    if took[0] < seconds:
+        took = [_time(forward, x, h0)]
+    while time.perf_counter() < end:
+        took.append(_time(forward, x, h0))
+    return float(np.median(took))
+
+
+# --- The process: the parent's side, then the child's ------------------------------------------------------------
+
+
+class Child:
+    """A forward pass in a process of its own: a fresh interpreter that prepares it once and answers calls.
+
+    `factory`, "module:function", called there with `arguments`, gives the forward pass. The child runs on as many
+    cores as it has threads, and finds none of the parent's thread variables but those of `environment`. Requests and
+    arrays go through pipes. `seconds` is what the last call took in there, from NumPy input to NumPy output; `info`
+    what the forward pass tells of itself. A child that dies, hangs or is interrupted makes a RuntimeError, which
+    says so with the last lines that the child wrote; the child ends with its parent, whatever the parent dies of.
+    """
+
+    def __init__(self, name: str, factory: str, arguments: tuple, threads: int,
+                 environment: Mapping[str, str] | None = None):  # fmt: skip
+        self.name = name
+        self.seconds = 0.0
+        self.info: dict[str, Any] = {}
+        inherited = {key: value for key, value in os.environ.items() if key not in machine.THREAD_VARIABLES}
+        path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", __spec__.name],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env=inherited | {"PYTHONPATH": path} | dict(environment or {}),
+            start_new_session=True,  # an interrupt from the keyboard is for the parent
+        )  # fmt: skip
+        self._words: deque[str] = deque(maxlen=12)
+        listener = threading.Thread(target=_listen, args=(self._process.stderr, self._words), daemon=True)
+        listener.start()
+        self._end = weakref.finalize(self, _end, self._process, listener)
+        try:
+            self._ask((factory, arguments, threads))
+        except RuntimeError:
+            self.close()
+            raise
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def __call__(self, x: np.ndarray, h0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self.calls(x, h0, 1)[1:]
+
+    def calls(self, x: np.ndarray, h0: np.ndarray, count: int) -> tuple[list[float], np.ndarray, np.ndarray]:
+        """The seconds of `count` calls, one right after another, and y and h of the last."""
+        seconds, y, h, self.info = self._ask((_writeable(x), _writeable(h0), count))
+        self.seconds = seconds[-1]
+        return seconds, _writeable(y), _writeable(h)
+
+    def close(self) -> None:
+        """End the child, and wait until it has."""
+        self._end()
+
+    def _ask(self, message: Any) -> Any:
+        if not self._end.alive:
+            raise RuntimeError(f"{self.name} is closed, or its process has ended; prepare a new one")
+        late = threading.Event()
+        watch = threading.Timer(TIMEOUT_S, lambda: (late.set(), _kill(self._process)))
+        watch.daemon = True
+        watch.start()
+        try:
+            pickle.dump(message, self._process.stdin, protocol=5)
+            self._process.stdin.flush()
+            well, answer = pickle.load(self._process.stdout)
+        except (EOFError, OSError, pickle.UnpicklingError):
+            watch.cancel()
+            _kill(self._process)
+            self.close()
+            status = f"did not answer within {TIMEOUT_S:g} s" if late.is_set() else f"ended ({self._status()})"
+            words = "; it wrote:\n" + "".join(self._words) if self._words else ""
+            raise RuntimeError(f"the process of {self.name} {status}; prepare a new one{words}") from None
+        except BaseException:  # an interrupt: the answer, still to come, would be taken for the next call's
+            _kill(self._process)
+            self.close()
+            raise
+        finally:
+            watch.cancel()
+        if not well:
+            raise RuntimeError(f"{self.name} failed in its process:\n{answer}")
+        return answer
+
+    def _status(self) -> str:
+        code = self._process.returncode
+        return f"signal {-code}" if code and code < 0 else f"exit status {code}"
+
+
+def _writeable(array: np.ndarray) -> np.ndarray:
+    """`array`, or a copy that may be written to: a read-only one stays so on its way through a pipe."""
+    return array if array.flags.writeable else array.copy()
+
+
+def _listen(pipe: Any, words: deque[str]) -> None:
+    with pipe:
+        for line in pipe:
+            words.append(line.decode(errors="replace"))
+
+
+def _kill(process: subprocess.Popen) -> None:
+    """Kill a child and what it may have started: its pipes end only with the last who holds them."""
+    with suppress(OSError):
+        os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
+
+
+def _end(process: subprocess.Popen, listener: threading.Thread) -> None:
+    with suppress(OSError):
+        process.stdin.close()  # the child leaves at once, even out of a call
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(10)
+    _kill(process)
+    process.wait()
+    listener.join(1)
+    process.stdout.close()
+
+
+def _serve() -> None:
+    """The child: make the forward pass that the first request asks for, then answer calls until the parent is gone."""
+    pipe, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what an engine prints must not get between the answers
+    requests: queue.SimpleQueue = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(pipe, requests), daemon=True).start()
+    forward = None
+    while True:
+        request = requests.get()
+        try:
+            if forward is None:
+                factory, arguments, threads = request
+                _stay_on_cores(threads)
+                module, function = factory.split(":")
+                forward = getattr(importlib.import_module(module), function)(*arguments)
+                answer = (True, None)
+            else:
+                answer = (True, (*_calls(forward, *request), getattr(forward, "info", {})))
+        except Exception:
+            answer = (False, traceback.format_exc(limit=-4))
+        pickle.dump(answer, answers, protocol=5)
+        answers.flush()
+
+
+def _calls(forward: Forward, x: np.ndarray, h0: np.ndarray, count: int) -> tuple[list[float], np.ndarray, np.ndarray]:
+    seconds = []
+    for _ in range(count):
+        start = time.perf_counter()
+        y, h = forward(x, h0)
+        seconds.append(time.perf_counter() - start)
+    return seconds, y, h
+
+
+def _read(pipe: Any, requests: queue.SimpleQueue) -> None:
+    """Pass requests on. This thread always waits here: the child ends with its parent even from within a call."""
+    with suppress(Exception):
+        while True:
+            requests.put(pickle.load(pipe))
+    os._exit(0)
+
+
+def _stay_on_cores(threads: int) -> None:
+    """Keep this process to `threads` of its cores, a core's second hardware thread last. (JAX knows no other limit.)"""
+    if not hasattr(os, "sched_getaffinity"):
+        return
+
+    seen: Counter = Counter()
+
+    def place(cpu: int) -> int:
+        """Which hardware thread of its core `cpu` is: 1, 2, ..."""
+        try:
+            core = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text()
+        except OSError:
+            core = str(cpu)
+        seen[core] += 1
+        return seen[core]
+
+    allowed = sorted(sorted(os.sched_getaffinity(0)), key=place)
+    os.sched_setaffinity(0, allowed[:threads])
+
+
+if __name__ == "__main__":
+    _serve()

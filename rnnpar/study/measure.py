@@ -1,0 +1,258 @@
+"""Time every method at one shape: equally, in shuffled order, and each held against the float64 oracle.
+
+Letters as everywhere: T steps, B batch, I input, H hidden, O output, L layers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from rnnpar import registry
+from rnnpar.network import RNN
+from rnnpar.reference import reference, relative_error
+from rnnpar.runner import Runner, prepare
+from rnnpar.study.store import Row
+
+BOUND = 1e-5  # the largest relative error to the oracle that a float32 method may have
+SAMPLE_S = 1e-3  # a sample lasts at least this long: the clock and the call's overhead vanish in it
+SETTLE_S = 20e-3  # calls shorter than this have one untimed call of the same method before each sample
+FEWEST = 3  # samples of a method whose calls are within the limit
+
+ORIGIN = {"origin-large": (50, 50, 8_000, 15, 1), "origin-small": (120, 120, 10_000, 50, 1)}  # H, I, O, T, B
+EVALUATION_STEPS = 1000  # characters of held-out text that a trained network reads in a call
+EVALUATION_BATCHES = (1, 8)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A workload at one shape: what every method is timed on."""
+
+    workload: str
+    H: int
+    I: int
+    O: int
+    T: int
+    B: int
+    layers: int = 1
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A point made real: the network, its input x (T,B,I), and what the oracle says, y (T,B,O) and h (L,B,H)."""
+
+    net: RNN
+    x: np.ndarray
+    y: np.ndarray
+    h: np.ndarray
+
+    def error(self, y: np.ndarray, h: np.ndarray) -> float:
+        """The larger of the relative errors of y and h; NaN where either holds one."""
+        return float(np.max([relative_error(y, self.y), relative_error(h, self.h)]))
+
+
+def named(workload: str) -> list[Point]:
+    """The points of a workload that has its own sizes. ValueError lists the names; FileNotFoundError."""
+    from rnnpar.study import corpus
+
+    if workload in ORIGIN:
+        H, I, O, T, B = ORIGIN[workload]
+        return [Point(workload, H, I, O, T, B)]
+    trained = corpus.models()
+    if workload not in trained:
+        raise ValueError(f"unknown workload {workload!r}; there are: random, {', '.join([*ORIGIN, *trained])}")
+    net = corpus.load(workload)
+    sizes = (net.hidden_size, net.input_size, net.output_size)
+    return [Point(workload, *sizes, EVALUATION_STEPS, B, net.num_layers) for B in EVALUATION_BATCHES]
+
+
+def build(point: Point) -> tuple[RNN, np.ndarray]:
+    """The network and the input x (T,B,I) of a point: always the same for the same point."""
+    if point.workload == "random" or point.workload in ORIGIN:
+        net = RNN.random(point.I, point.H, point.O, point.layers, seed=0)
+        x = np.random.default_rng(1).standard_normal((point.T, point.B, point.I), dtype=np.float32)
+        return net, x
+    from rnnpar.study import corpus
+
+    return corpus.load(point.workload), corpus.sequences(point.B, point.T)[0]
+
+
+def key(point: Point, method: str, threads: int) -> str:
+    """A point's key in the results: a short hash of all that tells it from the others."""
+    sizes = (point.H, point.I, point.O, point.T, point.B, point.layers)
+    return hashlib.sha256(repr((point.workload, method, sizes, threads)).encode()).hexdigest()[:12]
+
+
+def measure_group(
+    point: Point,
+    methods: Sequence[tuple[str, Mapping[str, Any]]],
+    samples: int,
+    budget_s: float,
+    rng: np.random.Generator,
+    limit_s: float = 10.0,
+) -> list[Row]:
+    """Time `methods`, pairs of a name and its options, at one shape, and return all their rows.
+
+    Every method is prepared and called once (the row of kind "compile"), called again and held against the oracle,
+    and then timed in up to `samples` rounds, each in a newly shuffled order. `budget_s` bounds the rounds of one
+    method, but for three samples; a method with a call over `limit_s` is sampled once. What a method raises
+    becomes its row: "unsupported", "oom" or "error".
+    """
+    trials = [Trial(point, name, dict(options)) for name, options in methods]
+    try:
+        net, x = build(point)
+        problem = Problem(net, x, *reference(net, x))
+    except MemoryError as error:
+        for trial in trials:
+            trial.fail(error)
+        return [row for trial in trials for row in trial.rows()]
+    try:
+        for index in rng.permutation(len(trials)):
+            trials[index].start(problem, samples, budget_s, limit_s)
+        while due := [trial for trial in trials if trial.rounds]:
+            for index in rng.permutation(len(due)):
+                due[index].sample(problem)
+    finally:
+        for trial in trials:
+            trial.close()
+    return [row for trial in trials for row in trial.rows()]
+
+
+@dataclass
+class Trial:
+    """One method at one shape, from preparing to its rows."""
+
+    point: Point
+    method: str
+    options: dict[str, Any]
+    runner: Runner | None = None
+    compile_s: float | None = None
+    seconds: list[float] = field(default_factory=list)  # of a call, one a sample
+    error: float | None = None
+    status: str = "ok"
+    message: str = ""
+    rounds: int = 0  # samples still to be taken
+    calls: int = 1  # in a sample
+    settle: bool = True  # whether an untimed call goes before a sample
+    checked: tuple[np.ndarray, np.ndarray] | None = None  # y and h as the oracle has seen them
+
+    def start(self, problem: Problem, samples: int, budget_s: float, limit_s: float) -> None:
+        """Prepare, call, warm up, check; then plan the rounds from how long a call takes."""
+        try:
+            begin = time.perf_counter()
+            self.runner = prepare(problem.net, self.method, **self.options)
+            self.runner.timed(problem.x)
+            self.compile_s = time.perf_counter() - begin
+            call_s, y, h = self.runner.timed(problem.x)
+            if not self._check(problem, y, h):
+                return
+            if call_s > limit_s:
+                self.seconds.append(call_s)  # it has been checked too, and once is enough
+                return
+            call_s = max(self._warm_up(problem, call_s), 1e-7)  # a call with T=0 takes no time at all
+        except Exception as error:
+            self.fail(error)
+            return
+        self.calls = math.ceil(min(SAMPLE_S / call_s, 1000))
+        self.settle = call_s < SETTLE_S
+        self.rounds = max(min(samples, FEWEST), min(samples, int(budget_s / (call_s * (self.calls + self.settle)))))
+
+    def sample(self, problem: Problem) -> None:
+        """Take one sample: the mean over back-to-back calls, the last of which is checked."""
+        self.rounds -= 1
+        try:
+            if self.settle:  # the methods before it have taken the caches and left their threads spinning
+                self.runner.timed(problem.x)
+            total = 0.0
+            for _ in range(self.calls):
+                call_s, y, h = self.runner.timed(problem.x)
+                total += call_s
+            if self._check(problem, y, h):
+                self.seconds.append(total / self.calls)
+        except Exception as error:
+            self.fail(error)
+
+    def rows(self) -> list[Row]:
+        """The measurement as rows: the first call, then the samples; or one row that says what went wrong."""
+        failed = self.status in ("unsupported", "oom", "error")
+        kinds = ["compile"] + ([] if failed else ["steady"] * len(self.seconds))
+        times = [None if failed else self.compile_s, *self.seconds]
+        shared = dict(
+            point=key(self.point, self.method, self.options.get("threads", 1)),
+            workload=self.point.workload, method=self.method, H=self.point.H, I=self.point.I, O=self.point.O,
+            T=self.point.T, B=self.point.B, layers=self.point.layers, threads=self.options.get("threads", 1),
+            samples=len(kinds), error=self.error, status=self.status, message=self.message,
+            source=source(self.method), revision=revision(),
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+        )  # fmt: skip
+        return [
+            Row(sample=index, kind=kind, seconds=seconds, **shared)
+            for index, (kind, seconds) in enumerate(zip(kinds, times, strict=False))
+        ]
+
+    def fail(self, error: Exception) -> None:
+        """End here: the error becomes the one row of this method."""
+        kinds = {registry.Unavailable: "unsupported", MemoryError: "oom"}
+        self.status = next((status for kind, status in kinds.items() if isinstance(error, kind)), "error")
+        text = str(error) if self.status == "unsupported" else f"{type(error).__name__}: {error}"
+        self.message = " ".join(text.split())[:300]
+        self.rounds = 0
+
+    def close(self) -> None:
+        runner, self.runner, self.checked = self.runner, None, None
+        if runner is not None:
+            runner.close()
+
+    def _check(self, problem: Problem, y: np.ndarray, h: np.ndarray) -> bool:
+        """Whether y and h are within the method's bound: by the oracle, or bit by bit what the oracle has seen."""
+        if self.checked and np.array_equal(y, self.checked[0]) and np.array_equal(h, self.checked[1]):
+            return True
+        error = problem.error(y, h)
+        bound = getattr(registry.find(self.method), "bound", BOUND)
+        if self.error is None or not error <= self.error:
+            self.error = error
+        if error <= bound:
+            self.checked = (y.copy(), h.copy())  # copies, lest a runner hands out its own buffers
+            return True
+        self.status, self.rounds = "inaccurate", 0
+        self.message = f"relative error {error:.2g}, over the bound of {bound:.0e}"
+        return False
+
+    def _warm_up(self, problem: Problem, call_s: float) -> float:
+        """Call until a sample's length has passed; the shortest call of all, in seconds."""
+        spent = call_s
+        while spent < SAMPLE_S:
+            begin = time.perf_counter()
+            call_s = min(call_s, self.runner.timed(problem.x)[0])
+            spent += time.perf_counter() - begin
+        return call_s
+
+
+@cache
+def source(method: str) -> str:
+    """The hash of a method's source at its first use in this process: what is edited later is not what runs here."""
+    return registry.find(method).source_hash()
+
+
+@cache
+def revision() -> str:
+    """The git revision of the package, "-dirty" behind it where files of the package differ; "" outside git."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(registry.PACKAGE), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "__init__.py")  # a checkout around an installed package is not its own
+        return git("rev-parse", "--short=10", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.SubprocessError):
+        return ""

@@ -1,0 +1,254 @@
+"""Results: what is written comes back, and no kill, full disk or damaged file loses what was stored."""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import os
+from dataclasses import replace
+
+import pytest
+
+from rnnpar import machine
+from rnnpar.study import store
+
+ROW = store.Row(
+    point="p0", workload="random", method="serial/naive", H=64, I=32, O=16, T=8, B=2, layers=1, threads=1, sample=0,
+    samples=2, seconds=0.00123456789, kind="compile", error=1.23e-7, status="ok", message="", source="s0",
+    revision="r0", date="2026-01-01T00:00:00+00:00",
+)  # fmt: skip
+
+
+def measurement(point: str = "p0", seconds: float = 1.0, **changes) -> list[store.Row]:
+    first = replace(ROW, point=point, **changes)
+    return [first, replace(first, sample=1, kind="steady", seconds=seconds)]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """The results of this machine, named "here", in a data folder of the test's own."""
+    monkeypatch.setenv("RNNPAR_DATA", str(tmp_path))
+    monkeypatch.setattr(machine, "name", lambda: "here")
+    return tmp_path / "results" / "here"
+
+
+def test_rows_come_back(folder):
+    store.append(measurement(message='a "quoted", and\nbroken   line', error=float("nan")), "e")
+    frame = store.load("e", "here")
+    assert list(frame.columns) == ["machine", *store.COLUMNS]
+    assert list(frame["seconds"]) == [0.00123457, 1.0]  # 6 significant digits
+    assert frame["error"].isna().all()
+    assert list(frame["message"]) == ['a "quoted", and broken line'] * 2
+    assert list(frame["kind"]) == ["compile", "steady"]
+    assert frame["H"].dtype == int
+    assert (folder / "e.csv").read_text().startswith(",".join(store.COLUMNS) + "\n")
+
+
+def test_a_failure_has_no_time():
+    store.append([replace(ROW, samples=1, seconds=None, error=None, status="oom", message="too large")], "e")
+    assert store.load("e")["seconds"].isna().all()
+
+
+def test_the_newest_measurement_of_a_point_wins():
+    store.append(measurement("a", 1.0) + measurement("b", 2.0), "e")
+    store.append(measurement("a", 3.0, source="s1"), "e")
+    steady = store.load("e").query("kind == 'steady'").set_index("point")["seconds"]
+    assert dict(steady) == {"a": 3.0, "b": 2.0}
+
+
+def test_machines_are_kept_apart(folder, monkeypatch):
+    store.append(measurement(seconds=1.0), "e")
+    before = (folder / "e.csv").read_bytes()
+    monkeypatch.setattr(machine, "name", lambda: "there")
+    store.append(measurement(seconds=2.0), "e")
+    assert (folder / "e.csv").read_bytes() == before
+    assert store.machines() == ["here", "there"]
+    both = store.load("e").query("kind == 'steady'")
+    assert dict(zip(both["machine"], both["seconds"], strict=True)) == {"here": 1.0, "there": 2.0}
+    assert set(store.load("e", "there")["machine"]) == {"there"}
+
+
+def test_nothing_measured_says_what_would_do():
+    with pytest.raises(store.ResultsError, match=r"no results of 'e' of here .*make sweep"):
+        store.load("e", "here")
+    assert store.newest("e") == {}
+    assert store.machines() == []
+
+
+@pytest.mark.parametrize("cut", [1, 20, 150, 200, 300])
+def test_what_a_kill_left_is_cut_off(folder, capsys, cut):
+    store.append(measurement("a") + measurement("b"), "e")
+    file = folder / "e.csv"
+    whole = file.read_bytes()
+    second = whole.index(b"b,random")
+    assert second < len(whole) - cut or cut == 300
+    file.write_bytes(whole[: max(second + 1, len(whole) - cut)])
+    assert set(store.newest("e")) == {"a"}  # reading leaves the file alone
+    store.append(measurement("b"), "e")
+    assert "left incomplete" in capsys.readouterr().err
+    assert file.read_bytes() == whole
+
+
+def test_what_is_cut_off_may_be_longer_than_what_follows(folder):
+    store.append(measurement("a"), "e")
+    file = folder / "e.csv"
+    whole = file.read_bytes()
+    unfinished = "".join(store._line(replace(ROW, point="b", samples=9, sample=index)) for index in range(8))
+    file.write_bytes(whole + unfinished.encode())
+    store.append(measurement("c"), "e")
+    assert file.read_bytes().startswith(whole + b"c,")
+    assert set(store.newest("e")) == {"a", "c"}
+
+
+def test_a_kill_in_the_very_first_write(folder):
+    folder.mkdir(parents=True)
+    (folder / "e.csv").write_text("point,workl")
+    store.append(measurement(), "e")
+    assert set(store.newest("e")) == {"p0"}
+
+
+@pytest.mark.parametrize(
+    ("line", "old", "new", "said"),
+    [
+        (1, "point,", "dot,", "is not the header"),
+        (2, ",64,", ",sixty-four,", "'sixty-four' as H"),
+        (2, ",64,", ",", "has 19 fields, not 20"),
+        (3, ",steady,", ",stedy,", "'stedy' as kind"),
+        (3, ",ok,", ",fine,", "'fine' as status"),
+        (3, "1,2,1,", "1,2,-1,", "'-1' as seconds"),
+        (3, "1,2,1,", "1,2,nan,", "'nan' as seconds"),
+        (3, "p0,", '"p0,', "is no CSV"),
+        (3, ",1,2,1,", ",0,2,1,", "is sample 0 of 2 of point p0 where sample 1 of 2 of point p0 belongs"),
+        (3, "p0,", "p1,", "of point p1 where sample 1 of 2 of point p0 belongs"),
+    ],
+)
+def test_a_corrupt_file_is_named_and_left_alone(folder, line, old, new, said):
+    store.append(measurement(), "e")
+    file = folder / "e.csv"
+    lines = file.read_text().splitlines(keepends=True)
+    assert old in lines[line - 1]
+    lines[line - 1] = lines[line - 1].replace(old, new, 1)
+    file.write_text("".join(lines) + lines[1] + lines[2])  # it is not the end of the file that is damaged
+    damaged = file.read_bytes()
+    for act in (lambda: store.load("e"), lambda: store.append(measurement("c"), "e")):
+        with pytest.raises(store.ResultsError) as error:
+            act()
+        assert f"e.csv, line {line}: " in str(error.value)
+        assert said in str(error.value)
+        assert "measure again" in str(error.value)
+        assert file.read_bytes() == damaged
+
+
+def test_no_text_at_all(folder):
+    store.append(measurement(), "e")
+    with (folder / "e.csv").open("ab") as file:
+        file.write(b"\xff\xfe\n")
+    with pytest.raises(store.ResultsError, match=r"e.csv, line 4: is no text"):
+        store.load("e")
+
+
+@pytest.mark.parametrize("name", ["", "../e", "a/b", ".hidden"])
+def test_an_experiment_names_a_file(name):
+    with pytest.raises(ValueError, match="names a file"):
+        store.append(measurement(), name)
+
+
+def test_only_whole_measurements_are_taken(folder):
+    with pytest.raises(ValueError, match="are 1 of 2"):
+        store.append(measurement()[:1], "e")
+    assert not (folder / "e.csv").exists()
+
+
+@pytest.mark.parametrize("file_exists", [True, False])
+def test_a_full_disk_loses_nothing(folder, monkeypatch, file_exists):
+    if file_exists:
+        store.append(measurement("a"), "e")
+    before = (folder / "e.csv").read_bytes() if file_exists else b""
+    write = os.write
+
+    def full(descriptor: int, data: bytes) -> int:
+        if len(data) < 100:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(descriptor, data[:-50])  # a full disk takes what still fits
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(store.ResultsError, match=r"e.csv: No space left on device; nothing stored is lost: free"):
+        store.append(measurement("b"), "e")
+    assert (folder / "e.csv").read_bytes() == before
+    monkeypatch.undo()
+    assert (folder / "e.csv").read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "results").write_text("a file where the folder should be")
+    for act in (
+        store.check_writable,
+        lambda: store.append(measurement(), "e"),
+        lambda: store.save_machine({"name": "here"}),
+    ):
+        with pytest.raises(store.ResultsError, match=r"cannot write .*let RNNPAR_DATA name"):
+            act()
+
+
+def test_a_read_only_folder(monkeypatch):
+    # chmod does not stop root: let the system say what it says of a read-only file system.
+    def read_only(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    store.append(measurement(), "e")
+    monkeypatch.setattr(os, "open", read_only)
+    with pytest.raises(store.ResultsError, match=r"cannot write .*Read-only file system; .* make the folder writable"):
+        store.append(measurement("b"), "e")
+    monkeypatch.undo()
+
+
+def test_machine_json(folder):
+    store.update_machine("peaks", {"flops": 1.0})
+    store.save_machine({"name": "here", "cpu": "one"})
+    store.update_machine("peaks", {"bytes": 2.0})
+    store.save_machine({"name": "here", "cpu": "two"})
+    wanted = {"name": "here", "cpu": "two", "peaks": {"flops": 1.0, "bytes": 2.0}}
+    assert store.load_machine("here") == wanted
+    assert os.listdir(folder) == ["machine.json"]
+
+
+def test_machine_json_is_replaced_whole(folder, monkeypatch):
+    store.save_machine({"name": "here"})
+
+    def fails(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", fails)
+    with pytest.raises(store.ResultsError, match="No space left"):
+        store.update_machine("peaks", {"flops": 1.0})
+    assert json.loads((folder / "machine.json").read_text()) == {"name": "here"}
+    assert os.listdir(folder) == ["machine.json"]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "\xff"])
+def test_a_damaged_machine_json(folder, content):
+    folder.mkdir(parents=True)
+    (folder / "machine.json").write_text(content, encoding="latin-1")
+    with pytest.raises(store.ResultsError, match=r"machine.json: .*remove it"):
+        store.load_machine("here")
+    with pytest.raises(store.ResultsError, match="no such file"):
+        store.load_machine("elsewhere")
+
+
+def _append_often(points: list[str]) -> None:
+    for point in points:
+        store.append(measurement(point), "e")
+
+
+def test_two_processes_do_not_interleave():
+    context = multiprocessing.get_context("fork")  # the machine's name is patched in this process
+    names = [[f"{letter}{n}" for n in range(40)] for letter in "ab"]
+    workers = [context.Process(target=_append_often, args=(points,)) for points in names]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
+    assert set(store.newest("e")) == {*names[0], *names[1]}
+    assert len(store.load("e")) == 160
