@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-PEAKS_VERSION = 1  # raised when what is measured changes, so that older files are measured anew
+PEAKS_VERSION = 2  # raised when what is measured changes, so that older files are measured anew
 PEAKS_TRIES = 3
 DISTURBED_S = 5e-4  # for a barrier or a start of threads; undisturbed, the slowest takes a tenth of it
 THREAD_VARIABLES = (
@@ -223,6 +223,7 @@ def measure_peaks() -> dict[str, Any]:
     """Measure what the model predicts from, in seconds; about 10 s.
 
     products: threads -> list of (H, rows, seconds) of the packed product, `blas` the same by NumPy on one thread;
+    steps: the same of one step after another, W h and tanh; exchange: threads -> (seconds a meeting, an element);
     barrier (of flags), counter_barrier, launch, python_launch (by Python's threads): threads -> seconds;
     tanh, softmax, numpy_*: (seconds a call, seconds an element); fresh_memory: seconds a byte for pages that are new.
     """
@@ -235,8 +236,10 @@ def measure_peaks() -> dict[str, Any]:
         "version": PEAKS_VERSION,
         "measured": time.strftime("%Y-%m-%d"),
         "products": {str(n): list(probe.products(n)) for n in teams},
+        "steps": {str(n): list(probe.steps(n)) for n in teams},
         "blas": list(probe.blas_products()),
         "barrier": {str(n): probe.barrier_seconds(n) for n in several},
+        "exchange": {str(n): probe.exchange_line(n) for n in several},
         "counter_barrier": {str(n): probe.barrier_seconds(n, "counter") for n in several},
         "python_launch": {str(n): probe.launch_seconds(n, "python") for n in several},
         "launch": {str(n): probe.launch_seconds(n) for n in (1, *several)},

@@ -87,32 +87,50 @@ class Model:
         self.width = width  # columns of a panel: what products are padded to
 
     @cached_property
-    def surfaces(self) -> dict[int, Surface]:
-        return {int(n): Surface(points) for n, points in self.peaks["products"].items()}
+    def surfaces(self) -> dict[str, dict[int, Surface]]:
+        """The measured products and steps, by the number of threads that worked at once."""
+        return {
+            kind: {int(n): Surface(points) for n, points in self.peaks[kind].items()} for kind in ("products", "steps")
+        }
 
     @cached_property
     def blas(self) -> Surface:
         return Surface(self.peaks["blas"])
 
-    def product(self, rows: float, N: int, K: int, active: int = 1) -> float:
-        """Seconds of rows x K times K x N by one thread, while `active` threads do as much."""
+    def _weights(self, kind: str, rows: float, N: int, K: int, active: int) -> float:
+        """Seconds of `rows` rows times N x K weights by one thread, while `active` threads do as much."""
         if min(rows, N, K) <= 0:
             return 0.0
-        weights = -(-N // self.width) * self.width * K
-        fewest, most = min(self.surfaces), max(self.surfaces)
-        one, all_ = (self.surfaces[n](math.sqrt(weights), rows) * weights for n in (fewest, most))
+        weights = math.ceil(N / self.width) * self.width * K
+        surfaces = self.surfaces[kind]
+        fewest, most = min(surfaces), max(surfaces)
+        one, all_ = (surfaces[n](math.sqrt(weights), rows) * weights for n in (fewest, most))
         share = 0.0 if most == fewest else min(1.0, (active - fewest) / (most - fewest))
         return one + share * (all_ - one)
+
+    def product(self, rows: float, N: int, K: int, active: int = 1) -> float:
+        """Seconds of rows x K times K x N by one thread, while `active` threads do as much."""
+        block = min(rows, 64)
+        return self._weights("products", block, N, K, active) * (rows / block if block else 0)
+
+    def step(self, rows: float, N: int, K: int, active: int = 1) -> float:
+        """Seconds of one step, N elements of tanh(W h) for each of `rows` rows, that waits for the one before."""
+        return self._weights("steps", rows, N, K, active)
+
+    def meet(self, threads: int, elements: float) -> float:
+        """Seconds of one meeting at which the threads hand `elements` float32 to each other; 0 for one thread."""
+        if threads == 1:
+            return 0.0
+        counts = sorted(map(int, self.peaks["exchange"]))
+        lines = [self.peaks["exchange"][str(n)] for n in counts]
+        a_meeting, an_element = (float(np.interp(threads, counts, [line[i] for line in lines])) for i in (0, 1))
+        return a_meeting + an_element * elements
 
     def _at(self, key: str, threads: int) -> float:
         """A cost that was measured for some numbers of threads, between them in proportion; 0 for one thread."""
         table = {int(n): seconds for n, seconds in self.peaks[key].items()}
         counts = sorted(table)
         return float(np.interp(threads, counts, [table[n] for n in counts])) if counts else 0.0
-
-    def barrier(self, threads: int) -> float:
-        """Seconds of one barrier among `threads` threads."""
-        return self._at("barrier", threads) if threads > 1 else 0.0
 
     def launch(self, threads: int) -> float:
         """Seconds to start that many threads."""
@@ -125,9 +143,7 @@ class Model:
 
     def output(self, rows: float, work: Work, active: int = 1) -> float:
         """Seconds of V h and softmax for `rows` rows by one thread."""
-        block = min(rows, 64)
-        products = self.product(block, work.O, work.H, active) * (rows / block if block else 0)
-        return products + self.line("softmax", rows, rows * work.O)
+        return self.product(rows, work.O, work.H, active) + self.line("softmax", rows, rows * work.O)
 
     def fresh(self, work: Work) -> float:
         """Seconds for the pages of y, which is new in every call."""
@@ -163,10 +179,8 @@ def _hoisted(model: Model, work: Work, threads: int) -> float:
 def _one_thread(model: Model, work: Work, B: int, active: int) -> float:
     """One thread takes B sequences from the first step to the last."""
     T, H = work.T, work.H
-    rows = T * B
-    ahead = sum(model.product(min(rows, 64), H, I, active) * max(1.0, rows / 64) for I in work.inputs())
-    a_step = model.product(B, H, H, active) + model.line("tanh", 1, B * H)
-    return ahead + work.layers * T * a_step + model.output(rows, work, active)
+    ahead = sum(model.product(T * B, H, I, active) for I in work.inputs())
+    return ahead + work.layers * T * model.step(B, H, H, active) + model.output(T * B, work, active)
 
 
 def _compiled(model: Model, work: Work, threads: int) -> float:
@@ -174,19 +188,18 @@ def _compiled(model: Model, work: Work, threads: int) -> float:
 
 
 def _batch(model: Model, work: Work, threads: int) -> float:
-    share = -(-work.B // threads)
-    active = min(threads, work.B)
+    """The largest share of the batch, while as many threads as there are sequences do as much."""
+    share, active = math.ceil(work.B / threads), min(threads, work.B)
     return model.launch(threads) + _one_thread(model, work, share, active) + model.fresh(work) / active
 
 
 def _rows(model: Model, work: Work, threads: int) -> float:
-    """Each thread has a share of the panels of U and W, and of the rows of the output; a barrier ends each step."""
+    """Each thread has a share of the panels of U and W, and of the rows of the output; they meet after each step."""
     T, B, H = work.T, work.B, work.H
     share = math.ceil(math.ceil(H / model.width) / threads) * model.width  # the largest share, in whole panels
-    rows = T * B
-    ahead = sum(model.product(min(rows, 64), share, I, threads) * max(1.0, rows / 64) for I in work.inputs())
-    a_step = model.product(B, share, H, threads) + model.line("tanh", B, B * share) + model.barrier(threads)
-    outputs = model.output(math.ceil(rows / threads), work, threads)
+    ahead = sum(model.product(T * B, share, I, threads) for I in work.inputs())
+    a_step = model.step(B, share, H, threads) + model.meet(threads, B * H)
+    outputs = model.output(math.ceil(T * B / threads), work, threads)
     return model.launch(threads) + ahead + work.layers * T * a_step + outputs + model.fresh(work) / threads
 
 
@@ -194,26 +207,25 @@ def _timestep(model: Model, work: Work, threads: int) -> float:
     """The longer of two: the chain of W h and flags, or all the work dealt out over the threads."""
     T, B, H = work.T, work.B, work.H
     ahead = sum(model.product(B, H, I, threads) for I in work.inputs())
-    chain = work.layers * (model.product(B, H, H, threads) + model.line("tanh", 1, B * H) + model.barrier(threads))
+    chain = work.layers * (model.step(B, H, H, threads) + model.meet(threads, B * H))
     behind = model.output(B, work, threads)
-    busy = -(-T // threads) * (ahead + chain + behind)
+    busy = math.ceil(T / threads) * (ahead + chain + behind)
     return model.launch(threads) + max(T * chain + ahead + behind, busy) + model.fresh(work) / threads
 
 
 def _wavefront(model: Model, work: Work, threads: int) -> float:
     """The longest recurrence, or all the work dealt out over the threads; before it, the first chunk's way up."""
     T, B, H = work.T, work.B, work.H
-    chunk = min(T, max(math.ceil(16 / B), T // 16))
+    chunk = min(T, max(math.ceil(16 / B), T // 16))  # as threads.wavefront chooses it
     chunks = math.ceil(T / chunk)
-    rows = chunk * B
-    ahead = [model.product(min(rows, 64), H, I, threads) * max(1.0, rows / 64) for I in work.inputs()]
-    recurrence = chunk * (model.product(B, H, H, threads) + model.line("tanh", 1, B * H))
-    behind = model.output(rows, work, threads)
-    all_work = chunks * (sum(ahead) + work.layers * recurrence + behind)
-    way_up = sum(ahead) + (work.layers - 1) * recurrence + behind
-    flags = (2 * work.layers + 1) * chunks * 2 * model.barrier(threads) / threads
+    handed_over = model.meet(threads, chunk * B * H)  # from stage to stage
+    ahead = sum(model.product(chunk * B, H, I, threads) for I in work.inputs()) + work.layers * handed_over
+    recurrence = chunk * model.step(B, H, H, threads) + handed_over
+    behind = model.output(chunk * B, work, threads) + handed_over
+    way_up = ahead + (work.layers - 1) * recurrence + behind
+    all_work = chunks * (ahead + work.layers * recurrence + behind)
     busiest = max(chunks * recurrence + way_up, all_work / threads)
-    return model.launch(threads) + busiest + flags + model.fresh(work) / threads
+    return model.launch(threads) + busiest + model.fresh(work) / threads
 
 
 FORMULAS: dict[str, Callable[[Model, Work, int], float]] = {

@@ -17,6 +17,8 @@ def simple_peaks(barrier=1e-6, launch=5e-6):
     free = [0.0, 0.0]
     return {
         "products": {"1": points, "2": points},
+        "steps": {"1": points, "2": points},
+        "exchange": {"2": [barrier, 0.0]},
         "blas": points,
         "barrier": {"2": barrier},
         "launch": {"1": 0.0, "2": launch},

@@ -15,13 +15,14 @@ from numba import prange
 from rnnpar.kernels.activations import exp_inplace, scale_into, softmax_row, sum_of, tanh_inplace
 from rnnpar.kernels.atomics import LINE, barrier, counter_barrier
 from rnnpar.kernels.blas import one_blas_thread
-from rnnpar.kernels.forward import SHORT
+from rnnpar.kernels.forward import SHORT, step
 from rnnpar.kernels.jit import jit
 from rnnpar.kernels.team import Team
 from rnnpar.kernels.tile import WIDTH, aligned, multiply, round_up
 
 SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # H of a square W, from a first-level cache's to memory's
-ROWS = (1, 2, 4, 8, 16, 64)
+ROWS = (1, 4, 16, 64)
+STEP_ROWS = (1, 2, 4, 8, 16, 64)
 SAMPLES = 7
 SAMPLE_SECONDS = 1.5e-3
 
@@ -38,6 +39,44 @@ def product_body(rank, size, repeat, a, rows, K, panels, zeros, out):
 def product_region(size, repeat, a, rows, K, panels, zeros, out):
     for rank in prange(size):
         product_body(rank, size, repeat, a, rows, K, panels, zeros, out)
+
+
+@jit()
+def steps_body(rank, size, repeat, rows, H, panels, states):
+    """One time step after another, each from the last: what the chain costs, and not only its arithmetic."""
+    Q = (H + WIDTH - 1) // WIDTH
+    ld = Q * WIDTH
+    for t in range(repeat):
+        before, now = t % 2 * rows * ld, (t + 1) % 2 * rows * ld
+        step(states[rank], before, ld, rows, H, panels[rank], 0, states[rank], now, ld, 0, Q)
+
+
+@jit(parallel=True)
+def steps_region(size, repeat, rows, H, panels, states):
+    for rank in prange(size):
+        steps_body(rank, size, repeat, rows, H, panels, states)
+
+
+@jit()
+def exchange_body(rank, size, repeat, sync, start, boards, seen):
+    """Each thread writes its share of a board, meets the others, and reads theirs: a step without its arithmetic."""
+    elements = boards.shape[1]
+    first, end = elements * rank // size, elements * (rank + 1) // size
+    total = np.float32(0)
+    for epoch in range(start, start + repeat):
+        board = boards[epoch % 2]
+        for i in range(first, end):
+            board[i] = total
+        barrier(sync, rank, size, epoch)
+        for i in range(0, elements, 16):  # one element of each cache line brings the line
+            total += board[i]
+    seen[rank * LINE] = total
+
+
+@jit(parallel=True)
+def exchange_region(size, repeat, sync, start, boards, seen):
+    for rank in prange(size):
+        exchange_body(rank, size, repeat, sync, start, boards, seen)
 
 
 @jit()
@@ -115,6 +154,33 @@ def products(threads: int) -> Iterator[tuple[int, int, float]]:
         for rows in ROWS:
             a, out = aligned(rows * H), aligned(threads * rows * width).reshape(threads, -1)
             yield H, rows, seconds_of(lambda n, a=a, r=rows, o=out: team.run(n, a, r, H, panels, zeros, o))  # noqa: B023
+
+
+def steps(threads: int) -> Iterator[tuple[int, int, float]]:
+    """(H, rows, seconds) of one step of the recurrence, W h and tanh, on each of `threads` threads at once."""
+    team = Team(threads, steps_body, steps_region)
+    for H in SIZES:
+        width = round_up(H, WIDTH)
+        panels = aligned(threads * width * H).reshape(threads, -1)
+        for rows in STEP_ROWS:
+            states = aligned(threads * 2 * rows * width).reshape(threads, -1)
+            yield H, rows, seconds_of(lambda n, r=rows, s=states: team.run(n, r, H, panels, s))  # noqa: B023
+
+
+def exchange_line(threads: int) -> tuple[float, float]:
+    """(seconds a meeting, seconds an element) of threads that each write a share and then read all of it."""
+    team = Team(threads, exchange_body, exchange_region)
+    sync, seen, epoch = aligned(threads * LINE, np.int64), aligned(threads * LINE), 1
+    boards = {}
+
+    def call(n: int, size: int) -> None:
+        nonlocal epoch
+        if size not in boards:
+            boards[size] = aligned(2 * size).reshape(2, size)
+        team.run(n, sync, epoch, boards[size], seen)
+        epoch += n
+
+    return line(call)
 
 
 def blas_products() -> Iterator[tuple[int, int, float]]:
