@@ -25,7 +25,7 @@ CODE := rnnpar tests data notebooks/*.ipynb
 CHAPTERS := $(wildcard notebooks/[0-9][0-9]*.ipynb)
 RESULTS := $(wildcard data/results/*/*.csv)
 
-.PHONY: figures test check lab sweep html clean help
+.PHONY: figures test check peers lab sweep html clean help
 
 ifeq ($(PROFILE),ci)
 figures: $(READY)
@@ -49,6 +49,10 @@ check: $(READY)  ## ruff, and the form of the source notebooks
 
 sweep: $(READY)  ## measure this machine with the full profile (ten minutes and more); continues where it was stopped
 	$(RUN) -m rnnpar.study.sweep --profile $(or $(PROFILE),full)
+
+peers: $(READY)  ## measure what a user would pick instead (PyTorch, ONNX Runtime, OpenVINO, JAX) beside ours
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[study,dev,peers]'
+	$(RUN) -m rnnpar.study.peers
 
 lab: $(READY)  ## open the notebooks in JupyterLab
 	$(RUN) -m jupyterlab $(firstword $(wildcard notebooks/00*.ipynb) notebooks)

@@ -89,6 +89,14 @@ TABLE = Methods((
     Method("threads/rows", "rows of W over threads, each keeping its share in its own cache", "one barrier a step"),
     Method("threads/batch", "sequences of the batch over threads", "nothing"),
     Method("threads/wavefront", "layers, and the products around them, pipelined over time", "one flag a chunk"),
+    Method("peers/torch", "PyTorch at its best: rows and columns of each product", "a fork and a join an operation",
+           requires=(("torch", "torch==2.13.0"),)),
+    Method("peers/onnxruntime", "ONNX Runtime at its best: columns of each product", "a fork and a join an operation",
+           requires=(("onnxruntime", "onnxruntime"), ("onnx", "onnx"))),
+    Method("peers/openvino", "OpenVINO at its best: rows and columns of each product", "a fork and a join an operation",
+           requires=(("openvino", "openvino"),)),
+    Method("peers/jax", "JAX at its best: rows and columns of each product, where large", "XLA's own pool",
+           requires=(("jax", "jax"),)),
 ))  # fmt: skip
 
 

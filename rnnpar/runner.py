@@ -25,9 +25,13 @@ class Runner:
         self.net = net
         self.method = method.name
         self.options = options
-        self.info: dict[str, Any] = {}
         self._lock = threading.Lock()
         self._forward = method.load()(net, **options)
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What the method has to tell of its last call; empty for most."""
+        return getattr(self._forward, "info", {})
 
     def __call__(self, x: np.ndarray, h0: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         return self.timed(x, h0)[1:]

@@ -2,8 +2,9 @@
 
 Each engine computes the whole forward pass in float32 in a process of its own, so that no two thread pools fight and
 none meets settings made for another. In there it has several formulations of the same pass, what its manual would
-write first and what turned out faster; at the first call of a shape it builds them all, times them in turn, keeps the
-fastest and frees the rest. `forward.info` says which one that was, what each took, and which could not run.
+write first and what turned out faster. At the first call of a shape it builds them all, times them in turn for a few
+tenths of a second each, keeps the fastest and frees the rest; `forward.info` says which one that was, what each took,
+and which could not run.
 
 Letters: T steps, B batch, I input, H hidden, O output, L layers. x (T,B,I), h0, h (L,B,H), y (T,B,O), float32.
 """
@@ -40,6 +41,7 @@ Build = Callable[[], Forward]
 Formulations = Callable[[int, int], Mapping[str, Build]]  # (T, B) -> by name, what builds the pass for that shape
 
 TIMEOUT_S = 600.0  # a child that has not answered for so long is taken for hung, and killed
+LONG_S = 0.1  # a call that takes longer is timed once and needs no other before it
 SHAPES = 8  # shapes whose chosen formulation is kept; the oldest goes first
 
 
@@ -134,10 +136,13 @@ def torch_formulations(net: RNN, threads: int) -> Formulations:
 
         return forward
 
-    def packed(T: int, B: int) -> Forward:
+    def packed(T: int, B: int, W_too: bool) -> Forward:
         pack = torch.ops.mkldnn._reorder_linear_weight
-        inner = [(pack(W, B), pack(U, T * B), b) for W, U, b in layers]
+        inner = [(pack(W, B) if W_too else W.t(), pack(U, T * B), b) for W, U, b in layers]
         V_ = pack(V, T * B)
+
+        def all_steps(x, weights, bias):
+            return packed_linear(x.flatten(0, 1), weights, bias, "none", [], "").view(T, B, -1)
 
         @torch.jit.script
         def packed_steps(a, h, W):
@@ -145,13 +150,10 @@ def torch_formulations(net: RNN, threads: int) -> Formulations:
                 h = a_t.add_(torch.ops.mkldnn._linear_pointwise(h, W, None, "none", [], "")).tanh_()
             return a
 
-        def all_steps(x, weights, bias):
-            return packed_linear(x.flatten(0, 1), weights, bias, "none", [], "").view(T, B, -1)
-
         def forward(x, h0):
             below, last = x, []
             for (W, U, b), h in zip(inner, h0.unbind(0), strict=True):
-                below = packed_steps(all_steps(below, U, b), h, W)
+                below = (packed_steps if W_too else steps)(all_steps(below, U, b), h, W)
                 last.append(below[-1])
             return torch.softmax(all_steps(below, V_, c), -1), torch.stack(last)
 
@@ -171,7 +173,7 @@ def torch_formulations(net: RNN, threads: int) -> Formulations:
     def formulations(T: int, B: int) -> dict[str, Build]:
         plain = {"nn.RNN": module, "loop": partial(loop, False), "loop, W transposed": partial(loop, True)}
         if packed_linear is not None:
-            plain["loop, packed"] = partial(packed, T, B)
+            plain |= {"loop, all packed": partial(packed, T, B, True), "loop, U V packed": partial(packed, T, B, False)}
         return {
             name + _on(count, threads): partial(on, count, build)
             for name, build in plain.items()
@@ -372,11 +374,11 @@ def jax_formulations(net: RNN, threads: int) -> Formulations:
         return forward
 
     def formulations(T: int, B: int) -> dict[str, Build]:
-        choices = itertools.product((False, True) if B == 1 else (False,), (1, 4) if T > 1 else (1,), (False, True))
+        kinds = [(1, True), (1, False), (4, True)] if T > 1 else [(1, True), (1, False)]
         return {
             f"scan, {'W h' if vector else 'h W'}, unroll {unroll}{', 512-bit vectors' if wide else ''}":
                 partial(build, vector, unroll, wide, T, B)
-            for vector, unroll, wide in choices
+            for vector, (unroll, wide) in itertools.product((False, True) if B == 1 else (False,), kinds)
         }  # fmt: skip
 
     return formulations
@@ -410,7 +412,8 @@ class Fastest:
     """
 
     ROUNDS = 5
-    BURST_S = 0.03  # a formulation's calls in a round: five of these, so a few tenths of a second each
+    BURST_S = 0.03  # a formulation's calls in a round
+    ENOUGH_S = 0.5  # what has had so much time gets no more
     CLOSE = 1e-4  # formulations compute the same, so one that differs more from the first is wrong
 
     def __init__(self, formulations: Formulations):
@@ -438,38 +441,36 @@ class Fastest:
                     wanted = y
                 if not np.linalg.norm(y - wanted) <= self.CLOSE * np.linalg.norm(wanted):
                     raise ArithmeticError("its result is another than the first formulation's")
-                seconds[name] = _time(forward, x, h0)
+                seconds[name] = _burst(forward, x, h0, 0.0)
                 built[name] = forward
             except Exception as error:
                 failed[name] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         if not built:
             raise RuntimeError("no formulation can run: " + "; ".join(f"{name}: {why}" for name, why in failed.items()))
+        spent = dict.fromkeys(built, 0.0)
         for _ in range(self.ROUNDS):
-            near = 2 * min(seconds.values())
-            hopeful = [name for name in built if seconds[name] <= near]
-            for name in random.sample(hopeful, len(hopeful)) if len(hopeful) > 1 else []:
+            near = 3 * min(seconds.values())
+            hopeful = [name for name in built if seconds[name] <= near and spent[name] < self.ENOUGH_S]
+            for name in random.sample(hopeful, len(hopeful)):
                 time.sleep(0.005)  # the one before may still be spinning
+                begin = time.perf_counter()
                 seconds[name] = min(seconds[name], _burst(built[name], x, h0, self.BURST_S))
+                spent[name] += time.perf_counter() - begin
         best = min(seconds, key=seconds.get)
         tried = {name: round(1e6 * took, 1) for name, took in seconds.items()}
         return built[best], {"formulation": best, "tried": tried, "failed": failed}
 
 
-def _time(forward: Forward, x: np.ndarray, h0: np.ndarray) -> float:
-    start = time.perf_counter()
-    forward(x, h0)
-    return time.perf_counter() - start
-
-
 def _burst(forward: Forward, x: np.ndarray, h0: np.ndarray, seconds: float) -> float:
-    """The median seconds of a call among those that fit into so many seconds; the first of them is not counted."""
-    end = time.perf_counter() + seconds
-    took = [_time(forward, x, h0)]
-    if took[0] < seconds:
-        took = [_time(forward, x, h0)]
-    while time.perf_counter() < end:
-        took.append(_time(forward, x, h0))
-    return float(np.median(took))
+    """The median seconds of a call among those that fit into so many seconds, at least two; the first only wakes up."""
+    took, end = [], time.perf_counter() + seconds
+    while len(took) < 3 or time.perf_counter() < end:
+        begin = time.perf_counter()
+        forward(x, h0)
+        took.append(time.perf_counter() - begin)
+        if took[0] > LONG_S:
+            return took[0]
+    return float(np.median(took[1:]))
 
 
 # --- The process: the parent's side, then the child's ------------------------------------------------------------
