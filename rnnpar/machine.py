@@ -22,7 +22,9 @@ from typing import Any
 import numpy as np
 import psutil
 
-PEAKS_VERSION = 2  # raised when what is measured changes, so that older files are measured anew
+from rnnpar.network import RNN
+
+PEAKS_VERSION = 3  # raised when what is measured changes, so that older files are measured anew
 PEAKS_TRIES = 3
 DISTURBED_S = 5e-4  # for a barrier or a start of threads; undisturbed, the slowest takes a tenth of it
 THREAD_VARIABLES = (
@@ -225,9 +227,11 @@ def measure_peaks() -> dict[str, Any]:
     products: threads -> list of (H, rows, seconds) of the packed product, `blas` the same by NumPy on one thread;
     steps: the same of one step after another, W h and tanh; exchange: threads -> (seconds a meeting, an element);
     barrier (of flags), counter_barrier, launch, python_launch (by Python's threads): threads -> seconds;
+    call: seconds of a call that has next to nothing to compute;
     tanh, softmax, numpy_*: (seconds a call, seconds an element); fresh_memory: seconds a byte for pages that are new.
     """
     from rnnpar.kernels import probe
+    from rnnpar.runner import prepare  # a call's own cost is what a user pays, so it is measured from outside
 
     cores = cores_allowed()
     teams = sorted({1, cores})
@@ -238,6 +242,7 @@ def measure_peaks() -> dict[str, Any]:
         "products": {str(n): list(probe.products(n)) for n in teams},
         "steps": {str(n): list(probe.steps(n)) for n in teams},
         "blas": list(probe.blas_products()),
+        "call": probe.call_seconds(prepare(RNN.random(1, 1, 1), "serial/compiled")),
         "barrier": {str(n): probe.barrier_seconds(n) for n in several},
         "exchange": {str(n): probe.exchange_line(n) for n in several},
         "counter_barrier": {str(n): probe.barrier_seconds(n, "counter") for n in several},

@@ -152,7 +152,7 @@ class Model:
     def predict(self, method: str, work: Work, threads: int = 1) -> float:
         """Seconds of one call of `method`; NaN for a method that the model knows nothing of."""
         formula = FORMULAS.get(method)
-        return formula(self, work, threads) if formula else math.nan
+        return self.peaks["call"] + formula(self, work, threads) if formula else math.nan
 
 
 def _naive(model: Model, work: Work, threads: int) -> float:
@@ -184,7 +184,7 @@ def _one_thread(model: Model, work: Work, B: int, active: int) -> float:
 
 
 def _compiled(model: Model, work: Work, threads: int) -> float:
-    return model.launch(1) + _one_thread(model, work, work.B, 1) + model.fresh(work)
+    return _one_thread(model, work, work.B, 1) + model.fresh(work)
 
 
 def _batch(model: Model, work: Work, threads: int) -> float:

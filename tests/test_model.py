@@ -24,6 +24,7 @@ def simple_peaks(barrier=1e-6, launch=5e-6):
         "launch": {"1": 0.0, "2": launch},
         **dict.fromkeys(("tanh", "softmax", "numpy_tanh", "numpy_exp", "numpy_add"), free),
         "fresh_memory": 0.0,
+        "call": 0.0,
     }
 
 

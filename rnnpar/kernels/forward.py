@@ -23,7 +23,9 @@ from rnnpar.kernels.tile import ROWS, WIDTH, Packed, aligned, multiply, round_up
 from rnnpar.network import RNN
 
 STATES = 64 * 1024  # float32 elements of one chunk's states: a quarter of a megabyte, and there are two
-LOGITS = 128 * 1024  # the same of one block of logits
+# The same of one block of logits. V is read once for each block, so the more bytes a row of V has, the larger a block
+# is worth its way out of the core's own cache: 1,024 elements for each of H, within these bounds.
+LOGITS = (128 * 1024, 512 * 1024)
 SHORT = 512  # outputs up to which exp takes a block of rows in one go, since starting a row costs more than its exp
 
 
@@ -159,10 +161,11 @@ class Plan:
 
     @classmethod
     def of(cls, net: RNN, packed: Packed, T: int, B: int, count: int) -> Plan:
-        """Chunk and block so that states and logits stay in a core's own cache, whatever the sizes."""
+        """Chunk and block so that states and logits stay near the core, whatever the sizes."""
         ld, ldo = round_up(net.hidden_size, WIDTH), round_up(net.output_size, WIDTH)
         chunk = min(T, max(1, STATES // (count * ld)))
-        block = min(round_up(chunk * count, ROWS), max(ROWS, LOGITS // ldo // ROWS * ROWS), 64 // ROWS * ROWS)
+        logits = min(max(LOGITS[0], 1024 * net.hidden_size), LOGITS[1])
+        block = min(round_up(chunk * count, ROWS), max(ROWS, logits // ldo // ROWS * ROWS), 64 // ROWS * ROWS)
         sizes = (net.num_layers, net.input_size, net.hidden_size, net.output_size, int(packed.calm))
         return cls(sizes, T, B, count, chunk, block)
 

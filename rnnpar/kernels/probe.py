@@ -232,6 +232,17 @@ def line(call: Callable[[int, int], object], small: int = 32, large: int = 8192)
     return max(0.0, low - slope * small), slope
 
 
+def call_seconds(run: Callable[[np.ndarray], object]) -> float:
+    """Seconds of one call of a runner of a network with one input, one unit and one output, for one step."""
+    x = np.zeros((1, 1, 1), np.float32)
+
+    def repeat(n: int) -> None:
+        for _ in range(n):
+            run(x)
+
+    return seconds_of(repeat)
+
+
 def tanh_line() -> tuple[float, float]:
     """The compiled tanh's (seconds a call, seconds an element)."""
     return line(lambda n, size: tanh_many(n, aligned(size)))

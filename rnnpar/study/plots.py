@@ -14,6 +14,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -985,14 +986,15 @@ def stairs(frame: pd.DataFrame, sizes: Sequence[int] = (64, 256, 1024)) -> Figur
     times, missing = medians(rows, ["H", "method"]), gaps(rows, ["H", "method"])
     figure, (ax,) = _page(
         "From naive to hoisted to compiled",
-        f"{_says(fixed, rows, 'H')}.\nEach bar is what one change takes off the time of a step; the marker is what is left.",
-        _corner(frame, rows), [0.34 * 3 * len(sizes) + 0.1], left=1.75, right=0.55,
+        f"{_says(fixed, rows, 'H')}.\n"
+        "A bar is what one change takes off the time of a step; its marker is what is left.",
+        _corner(frame, rows), [0.34 * 3 * len(sizes) + 0.1], left=1.75, right=1.0,
     )  # fmt: skip
     steps = {key: value.over(fixed["T"] * 1e-6) for key, value in times.items()}
     if not steps:
         _nothing(ax)
         return figure
-    low, high = min(v.low for v in steps.values()) / 1.3, max(v.high for v in steps.values()) * 1.6
+    low, high = min(v.low for v in steps.values()) / 1.3, max(v.high for v in steps.values()) * 1.4
     _log_axis(ax.xaxis, low, high)
     ax.set(xlim=(low, high), xlabel="time a step (µs)", ylim=(3 * len(sizes) - 0.35, -0.65))
     ax.grid(False, axis="y")
@@ -1054,13 +1056,15 @@ def meetings(
         ax.plot([low, costs[kind][n]], [row, row], color=colour, lw=2.2, alpha=0.5, solid_capstyle="butt")
         ax.plot(costs[kind][n], row, color=colour, marker="o", ms=7.5, mec="white", mew=0.6)
         _value(ax, costs[kind][n], row, duration(costs[kind][n]), colour)
+        ax.texts[-1].set_bbox(dict(fc="white", ec="none", pad=1))  # a dotted line may pass behind it
     into = ax.transData + ax.transAxes.inverted()
     wide = ax.get_position().width * WIDTH
     places = _spread([into.transform((seconds, 0))[0] for seconds in steps.values()], 0.62 / wide, 0.0, 1.0)
     for (text, seconds), place in zip(steps.items(), places, strict=True):
         ax.axvline(seconds, color=QUIET, ls=(0, (1, 1.5)), lw=1.2, zorder=1)
         ax.annotate(text, (seconds, 1), (place, 1.07), xycoords=("data", "axes fraction"), textcoords="axes fraction",
-                    size=8, ha="center", color=QUIET, arrowprops=dict(arrowstyle="-", color=QUIET, lw=0.6, alpha=0.6))
+                    size=8, ha="center", color=QUIET,
+                    arrowprops=dict(arrowstyle="-", color=QUIET, lw=0.6, alpha=0.6))  # fmt: skip
     ax.set_yticks(range(len(rows)), [f"{kind}, {n} threads" for kind, n in rows], size=9)
     ax.tick_params(axis="y", length=0)
     return figure
@@ -1084,20 +1088,20 @@ def rows_or_batch(frame: pd.DataFrame, pair: tuple[str, str] = ("threads/rows", 
     heights, widths = sorted(set(table["H"]), reverse=True), sorted(set(table["B"]))
     figure, (ax, grid) = _page(
         f"{first} or {second}",
-        f"Above: {_says(fixed, rows, 'B')}. Below: how many times as fast {second} is, "
-        f"T = {table['T'].iloc[0] if len(table) else fixed['T']:,};\ngreen: {second} is ahead, orange: {first}. {BANDS}",
-        _corner(frame, pd.concat([rows, table])), [2.5, max(0.36 * len(heights), 1.0)],
+        f"Above: {_says(fixed, rows, 'B')}. {BANDS}\nBelow: how many times as fast {second} is; T = "
+        f"{table['T'].iloc[0] if len(table) else fixed['T']:,}.",
+        _corner(frame, pd.concat([rows, table])), [2.5, max(0.36 * len(heights), 1.0)], head=0.14,
     )  # fmt: skip
     lines: dict[str, dict[float, Median]] = {}
     for (method, B), value in medians(rows, ["method", "B"]).items():
         lines.setdefault(method, {})[B] = value.over(fixed["T"] * 1e-6)
     _lines(ax, lines, gaps(rows, ["method", "B"]), AXES["B"])
-    ax.set_ylabel("time a step (µs), all B sequences")
+    ax.set_ylabel("time a step (µs), all B sequences" if lines else "")
     found = crossing({B: lines[first][B].value / lines[second][B].value for B in lines.get(first, {})
                       if B in lines.get(second, {})})  # fmt: skip
     if found:
         ax.axvline(found, color=QUIET, ls=(0, (1, 1.5)), lw=1.2, zorder=1)
-        ax.annotate(f"they cross at B = {short(found)}", (found, 0), (4, 5), xycoords=("data", "axes fraction"),
+        ax.annotate(f"level from B = {short(found)} on", (found, 0), (4, 5), xycoords=("data", "axes fraction"),
                     textcoords="offset points", size=8, color=QUIET)  # fmt: skip
     times = medians(table, ["H", "B", "method"])
     leads = {(H, B): times[H, B, first].value / value.value for (H, B, method), value in times.items()
@@ -1106,14 +1110,19 @@ def rows_or_batch(frame: pd.DataFrame, pair: tuple[str, str] = ("threads/rows", 
     return figure
 
 
-def crossing(ratios: Mapping[float, float]) -> float | None:
-    """Where a ratio that depends on a size passes 1 for the last time upwards, between sizes by logarithms."""
+def crossing(ratios: Mapping[float, float], level: float = 0.97) -> float | None:
+    """The size from which on a ratio stays above `level`; where it passes 1 right there, that, by logarithms.
+
+    None where it is so from the first size on, or at no size.
+    """
     sizes = sorted(ratios)
-    for low, high in reversed(list(zip(sizes, sizes[1:], strict=False))):
-        if ratios[low] <= 1 < ratios[high]:
-            part = -np.log(ratios[low]) / (np.log(ratios[high]) - np.log(ratios[low]))
-            return float(low * (high / low) ** part)
-    return None
+    low, high = next(((low, high) for low, high in reversed(list(pairwise(sizes))) if ratios[low] <= level), (None, 0))
+    if low is None or ratios[high] <= level:
+        return None
+    if ratios[high] <= 1:
+        return float(high)
+    part = -np.log(ratios[low]) / (np.log(ratios[high]) - np.log(ratios[low]))
+    return float(low * (high / low) ** part)
 
 
 def _lead_map(
@@ -1124,8 +1133,11 @@ def _lead_map(
     if not leads:
         _nothing(ax)
         return
-    for (H, B), lead in leads.items():
-        row, column = heights.index(H), widths.index(B)
+    for row, column in np.ndindex(len(heights), len(widths)):
+        lead = leads.get((heights[row], widths[column]))
+        if lead is None:
+            ax.text(column + 0.5, row + 0.5, "no time", ha="center", va="center", size=8, color=QUIET)
+            continue
         depth = 0.0 if 0.97 <= lead <= 1.03 else min(0.75, 0.12 + 0.6 * abs(np.log2(lead)))
         tint = 1 - depth * (1 - np.array(to_rgb(colours[lead > 1])))
         ax.add_patch(Rectangle((column + 0.03, row + 0.05), 0.94, 0.9, fc=tint if depth else "#f3f4f5", lw=0))
@@ -1158,8 +1170,9 @@ def pipeline(frame: pd.DataFrame, ideals: Mapping[str, Mapping[int, float]], thr
         return figure
     sizes = sorted({*speeds, *(layers for line in ideals.values() for layers in line)})
     _size_axis(ax, sizes, AXES["layers"])
-    highest = max([threads, *(v.high for v in speeds.values()), *(v for line in ideals.values() for v in line.values())])
-    low, high = min([0.9, *(v.low / 1.1 for v in speeds.values())]), 1.15 * highest
+    tops = [value for line in ideals.values() for value in line.values()]
+    highest = max([threads, *tops, *(value.high for value in speeds.values())])
+    low, high = min([0.9, *(value.low / 1.1 for value in speeds.values())]), 1.15 * highest
     _log_axis(ax.yaxis, low, high, suffix="×")
     ax.set(ylim=(low, high), ylabel="times as fast as serial/compiled")
     ends = [_curve(ax, "threads/wavefront", speeds)]
@@ -1184,7 +1197,7 @@ def weight_bytes(
     rows, fixed = along(frame, "H", methods)
     lines: dict[str, dict[float, Median]] = {}
     for (method, H), value in medians(rows, ["method", "H"]).items():
-        work = 4e-9 * H * H * fixed["T"] * fixed["B"] / fixed["B"]
+        work = 4e-9 * H * H * fixed["T"]
         lines.setdefault(method, {})[H] = Median(work / value.value, work / value.resampled)
     figure, (ax,) = _page(
         "How fast W is read", f"{_says(fixed, rows, 'H')}. Bytes of W over the time of a whole step, U x and V h "
@@ -1193,8 +1206,8 @@ def weight_bytes(
     )  # fmt: skip
     shown = {name: (list(xs), [1e-9 * y for y in ys]) for name, (xs, ys) in (peaks or {}).items()}
     _lines(ax, lines, gaps(rows, ["method", "H"]), AXES["H"], predicted=shown)
-    ax.set_ylabel("W read (GB/s)")
-    if any(lines.values()):
+    ax.set_ylabel("W read (GB/s)" if lines else "")
+    if lines:
         least, most = ax.get_xlim()
         for level, size in caches.items():
             if least < (size / 4) ** 0.5 < most:
@@ -1218,8 +1231,8 @@ def model_error(table: pd.DataFrame, within: float = 0.25) -> Figure:
     figure, (ax,) = _page(
         "The model against the measurement",
         "Predicted over measured time of a call, every point of the sweep. Beside a name: the median of how far off\n"
-        f"the prediction is, either way. Grey band: within {100 * within:.0f}%.",
-        _corner(table, table), [3.6], right=1.95,
+        f"the prediction is, either way. Shaded: within {100 * within:.0f}%.",
+        _corner(table, table), [3.6], right=2.15,
     )  # fmt: skip
     if table.empty:
         _nothing(ax, "no prediction to show: the peaks or the sweep are missing")
@@ -1230,7 +1243,7 @@ def model_error(table: pd.DataFrame, within: float = 0.25) -> Figure:
     _log_axis(ax.xaxis, least, most)
     _log_axis(ax.yaxis, low, high, (0.1, 0.2, 0.5, 1, 2, 5, 10) if high / low < 200 else None, suffix="×")
     ax.set(xlim=(least, most), ylim=(low, high), xlabel="measured time of a call (µs)", ylabel="predicted / measured")
-    ax.axhspan(1 / (1 + within), 1 + within, color="#eef0f2", lw=0, zorder=0)
+    ax.axhspan(1 / (1 + within), 1 + within, color="#e3e6ea", lw=0, zorder=0)
     ax.axhline(1, color=QUIET, lw=1.0, zorder=1)
     for row, method in enumerate(methods):
         here, (colour, marker) = table["method"] == method, look(method)
@@ -1255,7 +1268,7 @@ def choices(times: pd.DataFrame, machine: str = "", date: str = "") -> Figure:
         "What a wrong choice costs",
         "How many of the sweep's points a way of choosing does within so much of the fastest method measured there.\n"
         "The further up and to the left, the better. One method for everything, and auto, which asks the model.",
-        " · ".join(filter(None, [machine, date])), [3.0], right=1.75,
+        " · ".join(filter(None, [machine, date])), [3.0], right=2.2,
     )  # fmt: skip
     if not names:
         _nothing(ax, "no choice to show: the peaks or the sweep are missing")
@@ -1287,8 +1300,8 @@ def against_peers(frame: pd.DataFrame, table: pd.DataFrame, ours: str = "auto") 
     """
     figure, (ax,) = _page(
         f"What a user would pick instead, over {ours}",
-        f"Time of the best peer over that of {ours}, each shape; the thin bar is its 95% bootstrap interval. Right of 1, "
-        f"{ours}\nis ahead by so much. Small and grey: the other peers.",
+        f"Time of the best peer over that of {ours}, a row a shape, with its 95% bootstrap interval.\n"
+        f"Right of 1, {ours} is ahead by so much. Small and grey: the other peers.",
         _corner(frame, frame), [max(0.235 * len(table), 1.0) + 0.1], left=2.5, right=1.45, foot=0.62,
     )  # fmt: skip
     if table.empty:
@@ -1307,8 +1320,9 @@ def against_peers(frame: pd.DataFrame, table: pd.DataFrame, ours: str = "auto") 
         colour = RED if shape["ratio"] < 1 else BLUE
         ax.plot([low, high], [row, row], color="#f1f2f4", lw=0.8, zorder=0)
         for peer in peers:
-            if peer != shape["best"] and shape[peer] / shape["ours"] <= high:
-                ax.plot(shape[peer] / shape["ours"], row, color="#a9adb1", marker=look(peer).marker, ms=4.5, mew=0, ls="")
+            at = shape[peer] / shape["ours"]
+            if peer != shape["best"] and at <= high:
+                ax.plot(at, row, color="#a9adb1", marker=look(peer).marker, ms=4.5, mew=0, ls="")
         ax.plot([1, shape["ratio"]], [row, row], color=colour, lw=2.0, alpha=0.4, solid_capstyle="butt")
         ax.plot([shape["low"], shape["high"]], [row, row], color=colour, lw=4.5, alpha=0.3, solid_capstyle="butt")
         ax.plot(shape["ratio"], row, color=colour, marker=look(shape["best"]).marker, ms=7, mec="white", mew=0.5, ls="")

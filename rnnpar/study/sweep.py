@@ -104,6 +104,7 @@ def run(
                    samples=samples, budget_s=budget_s, limit_s=limit_s, seed=seed)  # fmt: skip
     check_profile(profile)
     store.save_machine(machine.describe())
+    machine.peaks()  # what the chapters' predictions are made from, measured while nothing else runs
     planned = plan(profile)
     stored = store.newest(experiment)
     wanted = remaining(planned, stored)

@@ -108,6 +108,63 @@ def bits_table(frame: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(network=rows["workload"], bits=oracle.astype(float) + 1e-7, oracle=oracle.astype(float))
 
 
+def predicted(frame: pd.DataFrame) -> pd.DataFrame:
+    """What `tell.predictions` returns: every steady sample as a point of its own, predicted up to three times off."""
+    rows = frame[(frame["kind"] == "steady") & (frame["status"] == "ok")]
+    off = np.exp(np.random.default_rng(2).normal(0, 0.4, len(rows)))
+    return rows.assign(measured=rows["seconds"], predicted=rows["seconds"] * off)
+
+
+def losses(frame: pd.DataFrame) -> pd.DataFrame:
+    """What `tell.ways` returns: times over the best method's, with holes where a method has none."""
+    rows = predicted(frame).query("sample == 0")
+    times = rows.pivot_table(index=["workload", "H", "I", "O", "T", "B", "layers"], columns="method", values="seconds")
+    over = times.div(times.min(axis=1), axis=0)
+    return over.assign(auto=1.02)[["auto", *over.columns]] if len(over) else pd.DataFrame(columns=["auto"])
+
+
+PEERS = {"auto": 1.0, "peers/torch": 4.0, "peers/openvino": 1.6, "peers/jax": 1.2}
+
+
+@cache
+def raced(behind: bool = True) -> pd.DataFrame:
+    """A frame of the experiment "peers": a peer is ahead at H = 64 if `behind`, and another does not run at all."""
+    rows = []
+    for H, I, B in ((64, 64, 1), (256, 256, 1), (512, 29, 8), (1024, 1024, 16)):
+        for method, over in PEERS.items():
+            base = dict(
+                machine="a-machine", point=f"{len(rows)}", workload="random", method=method, H=H, I=I, O=I, T=128, B=B,
+                layers=1, threads=CORES, samples=4, error=3e-7, status="ok", source="", revision="0",
+                message="threads/rows" if method == "auto" else "as one loop; an engine 1.0",
+                date="2026-01-31T12:00:00",
+            )  # fmt: skip
+            slow = 0.5 * over if behind and H == 64 and method == "peers/jax" else over
+            rows.append(base | dict(sample=0, seconds=0.5, kind="compile"))
+            rows += [
+                base | dict(sample=k, seconds=1e-6 * H * B * slow * (1 + 0.01 * k), kind="steady") for k in (1, 2, 3)
+            ]
+        none = base | dict(method="peers/onnxruntime", status="unsupported", sample=0, samples=1, error=np.nan)
+        rows.append(none | dict(seconds=np.nan, kind="compile"))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def shapes(frame: pd.DataFrame) -> pd.DataFrame:
+    """What `tell.beside_peers` returns of `raced`; no row of an empty frame."""
+    from rnnpar.study import tell
+
+    return tell.beside_peers(frame)
+
+
+def of_peers(frame: pd.DataFrame) -> pd.DataFrame:
+    """The peers' frame that goes with a sweep: none where that is empty, few rows where it has few."""
+    return raced() if len(frame) > 100 else raced().iloc[: 8 * bool(len(frame))]
+
+
+COSTS = {"a barrier of flags": {2: 3e-7, 8: 1.2e-6}, "starting Python threads": {2: 6e-5, 8: 2e-4}}
+IDEALS = {"all work / longest stage": {1: 1.9, 2: 2.8, 4: 4.9}, "layers": {1: 1.0, 2: 2.0, 4: 4.0}}
+CACHES = {"L1": 48 * 1024, "L2": 2**20, "L3": 2**25}
+
+
 FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {
     "dependency": lambda frame: plots.dependency_graph(),
     "arithmetic": lambda frame: plots.arithmetic(
@@ -134,6 +191,14 @@ FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {
     "bits": lambda frame: plots.bits(bits_table(frame), "a-machine", "2026-01-31"),
     "scaling": lambda frame: plots.thread_scaling(frame),
     "map": lambda frame: plots.best_map(frame),
+    "stairs": lambda frame: plots.stairs(frame),
+    "meetings": lambda frame: plots.meetings(COSTS if len(frame) else {}, {"H = 64": 2e-7}, "a-machine · 2026-01-31"),
+    "rows or batch": lambda frame: plots.rows_or_batch(frame),
+    "pipeline": lambda frame: plots.pipeline(frame, IDEALS if len(frame) else {}, CORES),
+    "weights": lambda frame: plots.weight_bytes(frame, CACHES, {"threads/rows": ([32, 2048], [1e11, 2e11])}),
+    "model": lambda frame: plots.model_error(predicted(frame)),
+    "choices": lambda frame: plots.choices(losses(frame), "a-machine", "2026-01-31"),
+    "peers": lambda frame: plots.against_peers(of_peers(frame), shapes(of_peers(frame))),
 }
 
 
@@ -153,7 +218,7 @@ def test_draws_what_there_is(figure: str, frame: str, tmp_path, monkeypatch) -> 
     ]  # nothing half-written stays
 
 
-@pytest.mark.parametrize("figure", ["dependency", "step H", "origin", "bits", "map"])
+@pytest.mark.parametrize("figure", ["dependency", "step H", "origin", "bits", "map", "model", "peers"])
 def test_the_same_figure_is_the_same_file(figure: str, tmp_path, monkeypatch) -> None:
     files = []
     for name in ("one", "other"):
@@ -255,6 +320,66 @@ def test_a_median_lies_in_its_interval_and_is_always_the_same() -> None:
 def test_methods_look_different_and_always_the_same() -> None:
     assert len(set(plots.LOOKS.values())) == len(plots.LOOKS)
     assert plots.look("new/method") == plots.look("new/method")
+
+
+@pytest.mark.parametrize(
+    ("ratios", "size"),
+    [
+        ({1: 0.5, 2: 0.8, 4: 1.25, 8: 1.3}, 8**0.5),
+        ({1: 0.5, 4: 2.0}, 2.0),
+        ({1: 1.2, 2: 0.5, 4: 1.0, 8: 1.1}, 4.0),  # level, not ahead, at 4
+        ({1: 0.5, 2: 1.1, 4: 0.99, 8: 1.1}, 2 / 2 ** (np.log(1.1) / np.log(2.2))),  # 1% behind is no way back
+        ({1: 1.2, 2: 1.3}, None),
+        ({1: 0.5, 2: 0.6}, None),
+        ({1: 1.2, 2: 0.6}, None),
+        ({2: 2.0}, None),
+        ({}, None),
+    ],
+)
+def test_where_two_cross(ratios: dict[float, float], size: float | None) -> None:
+    assert plots.crossing(ratios) == (None if size is None else pytest.approx(size))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (2.6e-7, "260 ns"),
+        (9.99e-7, "1 µs"),
+        (2.61e-6, "2.6 µs"),
+        (8e-3, "8 ms"),
+        (12.3, "12 s"),
+        (1e-3, "1 ms"),
+        (3e-10, "0.3 ns"),
+    ],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert plots.duration(seconds) == text
+
+
+def test_a_peer_that_is_ahead_stands_out() -> None:
+    figure = plots.against_peers(raced(), shapes(raced()))
+    said = [text for text in texts(figure) if "×" in text]
+    assert said[0] == "0.60×  jax"
+    assert said[1:] == ["1.20×  jax"] * 3
+
+
+def test_stairs_say_what_each_change_brings() -> None:
+    frame = synthetic()
+    times = {"serial/naive": 8e-6, "serial/hoisted": 4e-6, "serial/compiled": 1e-6}
+    frame = frame[frame["method"].isin(times) & (frame["kind"] == "steady")]
+    frame = frame.assign(seconds=frame["method"].map(times) * frame["T"])
+    said = texts(plots.stairs(frame))
+    assert said.count("8 µs") == 3
+    assert said.count("4 µs   2.0×") == 3
+    assert said.count("1 µs   4.0×") == 3
+
+
+def test_bytes_of_w_are_those_of_all_steps() -> None:
+    frame = synthetic()
+    frame = frame[(frame["method"] == "serial/compiled") & (frame["kind"] == "steady")]
+    frame = frame.assign(seconds=frame["T"] * 4 * frame["H"] ** 2 / 50e9)  # 50 GB/s at every H
+    (line,) = [line for line in plots.weight_bytes(frame, CACHES).axes[0].lines if line.get_zorder() == 3]
+    assert line.get_ydata() == pytest.approx([50.0] * 8)
 
 
 def test_a_folder_that_cannot_be_written_is_a_clear_error(tmp_path, monkeypatch) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,8 +13,9 @@ import pytest
 from IPython.display import Markdown
 
 from rnnpar import machine, registry
-from rnnpar.study import measure, plots, store, tell
-from tests.study.test_plots import COLUMNS, bits_table, failed, holes, synthetic
+from rnnpar.study import corpus, measure, plots, store, tell
+from tests.study.test_plots import COLUMNS, bits_table, failed, holes, raced, synthetic
+from tests.test_model import simple_peaks
 
 VERDICTS: dict[str, tuple[Callable[[pd.DataFrame], Markdown], str]] = {
     "glance": (tell.glance, "serial/naive"),
@@ -27,7 +30,38 @@ VERDICTS: dict[str, tuple[Callable[[pd.DataFrame], Markdown], str]] = {
     "wavefront": (tell.wavefront, "serial/compiled"),
     "scaling": (tell.scaling, "one of the same method"),
     "origin": (tell.origin, "serial/naive"),
+    "stairs": (tell.stairs, "serial/naive"),
+    "rows or batch": (tell.rows_or_batch, "threads/rows"),
+    "pipeline": (tell.pipeline, "serial/compiled"),
+    "weights": (lambda frame: tell.weights(frame, "a-machine"), "threads/rows"),
+    "peak": (lambda frame: tell.peak(frame, tell.peak_shares(frame)), "measured arithmetic peak"),
+    "model": (lambda frame: tell.model_error(tell.predictions(frame), "a-machine"), "the model"),
+    "choice": (lambda frame: tell.choice(frame, tell.choices(frame)), "the best measured method"),
 }
+CACHES = {"L1": 48 * 1024, "L2": 2**20, "L3": 2**25}
+
+
+def peaks_of(name: str, folder: Path, **other: object) -> dict:
+    """Peaks and caches of a machine, on the disk: a multiply-add takes 1 ns whatever the shape."""
+    found = simple_peaks() | {
+        "version": machine.PEAKS_VERSION, "measured": "2026-01-31", "counter_barrier": {"2": 0.5e-6},
+        "python_launch": {"2": 1e-4},
+    } | other  # fmt: skip
+    place = folder / "results" / name
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "peaks.json").write_text(json.dumps(found))
+    (place / "machine.json").write_text(json.dumps({"name": name, "caches": CACHES}))
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _peaks(tmp_path_factory, monkeypatch):
+    """The machine of the synthetic frames has peaks; text and models are the real ones."""
+    folder = tmp_path_factory.mktemp("data")
+    for part in ("text", "models"):
+        (folder / part).symlink_to(corpus.data_folder() / part)
+    monkeypatch.setenv("RNNPAR_DATA", str(folder))
+    peaks_of("a-machine", folder)
 
 
 def bold(said: Markdown) -> str:
@@ -60,7 +94,7 @@ def test_without_data_there_is_no_verdict(name: str, frame: pd.DataFrame) -> Non
 def test_a_sweep_with_holes_still_has_verdicts_or_says_that_it_has_none(name: str) -> None:
     said = VERDICTS[name][0](holes())
     assert bold(said)
-    if name in ("hoisting", "timestep"):
+    if name in ("hoisting", "timestep", "stairs", "rows or batch"):
         assert tell.NOT_MEASURED in said.data
 
 
@@ -108,9 +142,10 @@ def test_bits_are_held_against_the_oracle() -> None:
 
 def test_bits_of_every_method_on_the_trained_networks() -> None:
     table = tell.bits(batch=2, steps=40)
-    assert set(table["method"]) == {method.name for method in registry.methods()}
+    ours = [method for method in registry.methods() if method.backend != "peers"]
+    assert set(table["method"]) == {method.name for method in ours}
     ran = table[table["status"] == "ok"]
-    assert {method.name for method in registry.methods() if method.available} == set(ran["method"])
+    assert {method.name for method in ours if method.available} == set(ran["method"])
     assert (ran["bits"] - ran["oracle"]).abs().max() < tell.BITS
 
 
@@ -173,3 +208,237 @@ def test_ratios_have_figures_that_say_something() -> None:
     said = [plots.ratio(value) for value in (0.0123, 0.3, 0.999, 1.04, 2.34, 9.97, 17.4, 117.0)]
     assert said == ["0.012", "0.30", "1.00", "1.04", "2.3", "10", "17", "117"]
     assert np.isfinite([float(text) for text in said]).all()
+
+
+# --- what a verdict says of numbers made by hand ---------------------------------------------------------------------
+
+
+def sweep(seconds: Callable[[pd.Series], float], **shapes: object) -> pd.DataFrame:
+    """The synthetic sweep's steady rows of one sample, each with the seconds a call that `seconds` makes of it."""
+    frame = synthetic(1).query("kind == 'steady'")
+    for letter, value in shapes.items():
+        frame = frame[frame[letter] == value]
+    return frame.assign(seconds=frame.apply(seconds, axis=1))
+
+
+def test_stairs() -> None:
+    cost = {"serial/naive": 8e-6, "serial/hoisted": 4e-6, "serial/compiled": 1e-6}
+    said = tell.stairs(sweep(lambda row: row["T"] * cost.get(row["method"], 1e-6)))
+    assert "2.0 times by hoisting and 4.0 times by compiling at H = 64; 2.0 times" in bold(said)
+    assert "It failed at H = 256 (2.0 times and 4.0 times), H = 1,024" in said.data
+
+
+def test_rows_or_batch() -> None:
+    def seconds(row: pd.Series) -> float:
+        return 4e-6 if row["method"] == "threads/rows" else 8e-6 / row["B"]
+
+    said = bold(tell.rows_or_batch(sweep(seconds)))
+    assert "threads/batch is level with threads/rows or ahead from about B = 2 on (H = 256, T = 32" in said
+    assert "from B = 8 on at H = 64, from B = 8 on at H = 256, from B = 8 on at H = 1,024" in said
+    never = bold(tell.rows_or_batch(sweep(lambda row: 1e-6 if row["method"] == "threads/rows" else 2e-6)))
+    assert "does not reach threads/rows up to B = 128" in never
+    assert "never at H = 64" in never
+    always = tell.rows_or_batch(sweep(lambda row: 2e-6 if row["method"] == "threads/rows" else 1e-6))
+    assert "or ahead from B = 1 on" in bold(always)
+    assert "It failed at H = 256 (2.0 times), H = 1,024" in always.data
+
+
+def test_pipeline() -> None:
+    stage = {"U x": 1e-3, "W h": 2e-3, "V h": 1e-3}
+
+    def seconds(row: pd.Series) -> float:
+        alone = row["layers"] * (stage["U x"] + stage["W h"]) + stage["V h"]
+        return alone if row["method"] == "serial/compiled" else alone / 1.6
+
+    frame = sweep(seconds, H=256, T=128, B=1)
+    ideals = tell.pipeline_ideals(frame)
+    assert ideals["all work / longest stage"] == pytest.approx({1: 2.0, 2: 3.5, 4: 6.5})
+    assert ideals["layers"] == {1: 1, 2: 2, 4: 4}
+    said = tell.pipeline(frame)
+    assert "80% with 1 layer (1.60 of 2.0 times), 80% with 2 layers (1.60 of 2.0 times)" in bold(said)
+    assert tell.pipeline_ideals(frame.query("layers == 1")) == {}
+    assert tell.NOT_MEASURED in tell.pipeline(frame.query("layers == 1")).data
+
+
+def test_weights() -> None:
+    def seconds(row: pd.Series) -> float:
+        speed = 100e9 if row["H"] <= 512 else 50e9
+        many = 2.0 if row["method"] == "threads/rows" else 1.0
+        return row["T"] * 4 * row["H"] ** 2 / (speed * many * (2 if many > 1 and row["H"] == 512 else 1))
+
+    said = tell.weights(sweep(seconds), "a-machine")
+    assert "serial/compiled reads W at up to 100 GB/s (at H = 16) and at 50 at H = 2,048" in bold(said)
+    assert "threads/rows reads W at up to 400 GB/s (at H = 512) and at 100 at H = 2,048" in bold(said)
+    assert said.data.count("It held.") == 2
+    assert "Not measured here" in tell.weights(sweep(seconds), "unknown").data
+
+
+def test_peak_shares() -> None:
+    """A multiply-add takes 1 ns: 2 GFLOP/s, and 4 GB/s of W at one row; a step at twice the least time has half."""
+    shares = tell.peak_shares(sweep(lambda row: 2 * row["T"] * row["B"] * 3 * row["H"] ** 2 * 1e-9))
+    assert set(shares["B"]) == {1, 16, 32, 64, 128}
+    assert shares["share"].to_numpy() == pytest.approx(0.5)
+    assert "| 256 | 64 | 32 | arithmetic | 1 of 2 GFLOP/s | 50% |" in tell.peak_table(shares).data
+    assert "at least 75% of the arithmetic peak.* It failed at" in tell.peak(synthetic(), shares).data
+    assert tell.peak_table(shares.iloc[:0]).data == tell.NO_PEAKS
+
+
+def test_a_cache_level_and_its_bandwidth() -> None:
+    found = {"products": {"1": [[64, 1, 4 * 64**2 / 300e9], [256, 1, 4 * 256**2 / 200e9], [512, 1, 4 * 512**2 / 180e9],
+                                [2048, 1, 4 * 2048**2 / 90e9], [4096, 1, 4 * 4096**2 / 30e9]]}}  # fmt: skip
+    levels = {H: tell.bandwidth(found, CACHES, H) for H in (64, 200, 512, 1024, 4000)}
+    assert [level for level, _ in levels.values()] == ["L1", "L2", "L2", "L3", "memory"]
+    assert [speed for _, speed in levels.values()] == pytest.approx([300e9, 200e9, 200e9, 90e9, 30e9])
+    assert tell.bandwidth(found, {}, 64)[0] == "memory"
+
+
+def test_the_tile_beside_numpy() -> None:
+    points = [[H, rows, 1e-6] for H in (64, 256, 1024) for rows in (1, 64)]
+    twice = [[H, rows, 2e-6] for H, rows, _ in points]
+    peaks_of("a-machine", corpus.data_folder(), products={"1": points, "2": points}, blas=twice)
+    assert "| H = 64 | 2.0× | – | 2.0× |" in tell.tile_table("a-machine").data
+    assert tell.tile_table("unknown").data == tell.NO_PEAKS
+
+
+def test_meetings() -> None:
+    said = tell.meetings(synthetic(), "a-machine")
+    assert "with 2 threads, a barrier of flags costs 1 µs, a barrier with one counter 0.50 times as much, " in bold(
+        said
+    )
+    assert "a new parallel region 5.0 times as much, starting Python threads 100 times as much; a whole step" in bold(
+        said
+    )
+    assert said.data.count("It held.") == 3
+    assert "cores busy" not in said.data
+    assert tell.NOT_MEASURED in tell.meetings(synthetic(), "unknown").data
+    peaks_of("a-machine", corpus.data_folder(), barrier={"2": 8e-3}, python_launch={})
+    busy = tell.meetings(pd.DataFrame(columns=COLUMNS), "a-machine").data
+    assert "a barrier of flags costs 8 ms" in busy
+    assert "Python threads 100" not in busy
+    assert "while other programs kept the cores busy" in busy
+
+
+def test_peaks_of_another_version_and_damaged_ones() -> None:
+    peaks_of("a-machine", corpus.data_folder(), version=-1)
+    assert tell.peaks("a-machine") == {}
+    assert tell.cost_model("a-machine") is None
+    assert tell.predictions(synthetic(1)).empty
+    (corpus.data_folder() / "results" / "a-machine" / "peaks.json").write_text("{")
+    with pytest.raises(store.ResultsError, match="damaged"):
+        tell.peaks("a-machine")
+
+
+def exact(frame: pd.DataFrame, off: dict[str, float]) -> pd.DataFrame:
+    """The frame with the seconds that the model predicts, times a factor by method."""
+    costs = tell.cost_model("a-machine")
+    assert costs is not None
+    predicted = [costs.predict(row["method"], tell._work(row), row["threads"]) for _, row in frame.iterrows()]
+    return frame.assign(seconds=predicted * frame["method"].map(lambda method: off.get(method, 1.0)))
+
+
+def test_the_model_against_the_measurement() -> None:
+    frame = exact(synthetic(1).query("kind == 'steady'"), {"threads/rows": 2.0, "serial/naive": 1.25})
+    table = tell.predictions(frame)
+    assert len(table) == len(frame)
+    said = tell.model_error(table, "a-machine")
+    assert "by method from 0.0" in bold(said) or "by method from 0%" in bold(said)
+    assert "to 50% (threads/rows)" in bold(said)
+    assert "It failed at threads/rows (50%)." in said.data
+    lines = tell.model_table(table).data.split("\n")
+    assert any(line.startswith("| `threads/rows` | ") and "| 50% | 0.50× |" in line for line in lines)
+    assert any(line.startswith("| `serial/naive` | ") and "| 20% | 0.80× | 100% |" in line for line in lines)
+    assert lines[-1].startswith(f"| **all** | {len(table)} |")
+    assert "missing" in tell.model_table(table.iloc[:0]).data
+
+
+def test_auto_against_the_best_choice() -> None:
+    frame = synthetic(1).query("kind == 'steady'")
+    right = tell.choices(exact(frame[frame["method"].isin(tell.model.AUTO)], {}))
+    assert (right["auto"] == 1).all()
+    assert (right["pick"] == right["best"]).all()
+    said = tell.choice(frame, right)
+    assert f"at 100% of {len(right)} points and within 3% at 100%; it never picks another than the best" in bold(said)
+    assert "It held" in said.data
+    assert "nowhere" in tell.wrong_choices(right).data
+    slow = tell.choices(exact(frame[frame["method"].isin(tell.model.AUTO)], {"threads/batch": 3.0}))
+    assert set(slow.loc[slow["auto"] > 1.1, "pick"]) == {"threads/batch"}
+    assert (slow["auto"] <= 3.0 + 1e-9).all()
+    assert "its dearest choice, threads/batch instead of " in bold(tell.choice(frame, slow))
+    assert "| threads/batch |" in tell.wrong_choices(slow).data
+    assert list(tell.ways(slow)) == ["auto", *tell.model.AUTO]
+
+
+def test_peers() -> None:
+    frame = raced()
+    table = tell.beside_peers(frame)
+    assert list(table["best"]) == ["peers/jax"] * 4
+    assert list(table["ratio"]) == pytest.approx([0.6, 1.2, 1.2, 1.2])
+    said = tell.peers(frame, table)
+    mean = plots.ratio((0.6 * 1.2**3) ** 0.25)
+    assert f"on 2 threads, auto is {mean} times as fast as the best peer in the geometric mean over 4 shapes" in bold(
+        said
+    )
+    assert "0.60 times as fast as peers/jax at the worst, H 64 T 128 B 1." in bold(said)
+    assert "It failed at H 64 T 128 B 1 (0.60 times, peers/jax)." in said.data
+    behind = tell.behind(table).data
+    assert (
+        "- H 64 T 128 B 1: peers/jax takes 0.60 times as long as auto, which was threads/rows: the reason is" in behind
+    )
+    assert "it is late" in tell.behind(table, {"H 64 T 128 B 1": "it is late"}).data
+    columns = tell.peer_table(table).data
+    assert "| H 512 I 29 O 29 T 128 B 8 | threads/rows |" in columns
+    assert "| **geometric mean** |" in columns
+    assert "4.0×" in columns
+    assert "onnxruntime" not in tell.peers(frame, table).data
+    assert tell.behind(tell.beside_peers(raced(False))).data == "At no shape is a peer ahead."
+
+
+def test_without_peers() -> None:
+    empty = pd.DataFrame(columns=COLUMNS)
+    alone = raced().query("method == 'auto'")
+    for frame in (empty, alone, raced().query("method != 'auto'")):
+        table = tell.beside_peers(frame)
+        assert table.empty
+        assert bold(tell.peers(frame, table)) == f"{tell.NOT_MEASURED}."
+        assert tell.behind(table).data == ""
+        assert "No shape" in tell.peer_table(table).data
+
+
+def test_peers_of_this_machine_of_another_and_of_none(capsys) -> None:
+    name, frame = tell.peer_results("a-machine")
+    assert (name, len(frame)) == ("a-machine", 0)
+    rows = [store.Row(**{column: row[column] for column in store.COLUMNS} | dict(sample=0, samples=1, kind="steady"))
+            for _, row in raced().query("sample == 1").iterrows()]  # fmt: skip
+    store.append(rows, "peers")
+    name, frame = tell.peer_results("a-machine")
+    assert (name, len(frame)) == (machine.name(), 16)
+    assert len(tell.beside_peers(frame)) == 4
+    assert tell.peer_results()[0] == machine.name()
+
+
+def test_advice() -> None:
+    said = tell.advice(256, 128, 64, 256, 256, 1, "a-machine").data
+    assert said.startswith('**On a-machine, with 2 threads: take `rnnpar.prepare(net, "threads/batch", threads=2)`.')
+    assert all(f"| `{method}` |" in said for method in tell.model.AUTO)
+    assert "| 1.00× |" in said
+    one = tell.advice(64, 16, 1, 64, 64, 1, "a-machine", threads=1).data
+    assert 'take `rnnpar.prepare(net, "serial/compiled")`' in one
+    assert "No advice" in tell.advice(64, 16, 1, 64, 64, 1, "unknown").data
+    assert tell.advice(64, 16, 0, 64, 2.5, 1).data == "B is 0, O is 2.5: sizes are whole numbers of at least 1."
+
+
+def test_bfloat16() -> None:
+    bits = tell.bfloat16_bits(batch=2, steps=20, methods=["serial/compiled"])
+    assert (bits["error float32"] < measure.BOUND).all()
+    assert bits["error bfloat16"].between(1e-5, 0.05).all()
+    speed = tell.bfloat16_speed({32: 4}, ["serial/compiled"], rounds=3)
+    assert list(speed) == [("serial/compiled", 32)]
+    assert len(tell.bfloat16_table(bits, speed).data.split("\n")) == 3
+    fixed = {("serial/compiled", 2048): plots.median([1.5]), ("threads/rows", 512): plots.median([0.9])}
+    said = tell.bfloat16(bits.assign(bfloat16=bits["float32"] + 0.002), fixed)
+    assert "0.90 times as fast as float32 in threads/rows at H = 512 and 1.50 times in serial/compiled" in bold(said)
+    assert "by at most 2 thousandths" in bold(said)
+    assert "no more than 0.01 bits lost.* It held." in said.data
+    lost = tell.bfloat16(bits.assign(bfloat16=bits["float32"] + 0.02), fixed)
+    assert "no more than 0.01 bits lost.* It failed at serial/compiled on" in lost.data
+    assert tell.NOT_MEASURED in tell.bfloat16(bits, {}).data
