@@ -1274,8 +1274,8 @@ def choices(times: pd.DataFrame, machine: str = "", date: str = "") -> Figure:
         _nothing(ax, "no choice to show: the peaks or the sweep are missing")
         return figure
     most = max(1.3, float(times[names].max().max())) * 1.02
-    ticks = [1, 1.03, 1.1, 1.2, 1.5, 2, 3, 5, 10, 20, 50, 100]
-    _log_axis(ax.xaxis, 0.995, most, [tick for tick in ticks if most < 3 or tick not in (1.03, 1.2)], suffix="×")
+    ticks = [1, 1.1, 1.2, 1.5, 2, 3, 5, 10, 20, 50, 100]
+    _log_axis(ax.xaxis, 0.995, most, [tick for tick in ticks if most < 3 or tick not in (1.1, 1.2)], suffix="×")
     ax.set(xlim=(0.99, most), ylim=(0, 103), yticks=range(0, 101, 25), xlabel="time over the best method's")
     ax.set_yticks(range(0, 101, 25), [f"{tick}%" for tick in range(0, 101, 25)])
     ax.set_ylabel("share of the points")
