@@ -51,10 +51,10 @@ def timestep_body(rank, size, x, h0, y, h, panels, bias, table, states, logits, 
                 below = ((l - 1) * T + t) * B * ld
                 inputs(states, below, B * ld, ld, 1, B, H, panels, u, bias, b, states, now, ld, 0, Q)
             if t == 0:
-                step(h0, l * B * H, H, B, H, panels, w, states, now, ld, 0, Q)
+                step(h0, l * B * H, H, B, H, panels, w, states, now, ld, 0, Q, t)
             else:
                 wait_until(ready, (t - 1) * LINE, l + 1)  # spin until another thread has published h[t-1]
-                step(states, now - B * ld, ld, B, H, panels, w, states, now, ld, 0, Q)
+                step(states, now - B * ld, ld, B, H, panels, w, states, now, ld, 0, Q, t)
             store_release(ready, t * LINE, l + 1)
         v, _, c = table[L]
         top = ((L - 1) * T + t) * B * ld
@@ -124,12 +124,12 @@ def rows_body(rank, size, x, h0, y, h, panels, bias, table, states, logits, sync
             for t in range(steps):
                 now = s0 + t * B * ld
                 if t > 0:
-                    step(states, now - B * ld, ld, B, H, panels, w, states, now, ld, q0, q1)
+                    step(states, now - B * ld, ld, B, H, panels, w, states, now, ld, q0, q1, t)
                 elif t0 > 0:
                     before = (2 * l + 1 - parity) * half + previous
-                    step(states, before, ld, B, H, panels, w, states, now, ld, q0, q1)
+                    step(states, before, ld, B, H, panels, w, states, now, ld, q0, q1, t)
                 else:
-                    step(h0, l * B * H, H, B, H, panels, w, states, now, ld, q0, q1)
+                    step(h0, l * B * H, H, B, H, panels, w, states, now, ld, q0, q1, t)
                 epoch += 1
                 barrier(sync, rank, size, epoch)  # all of h[t] is there before anyone begins h[t+1]
         v, _, c = table[L]
@@ -283,13 +283,13 @@ def wavefront_body(rank, size, x, h0, y, h, panels, bias, table, states, logits,
                     wait_for(done, chunks, stage, c - 1)
                     w = table[l, 1]
                     if c == 0:
-                        step(h0, l * B * H, H, B, H, panels, w, states, s0, ld, 0, Q)
+                        step(h0, l * B * H, H, B, H, panels, w, states, s0, ld, 0, Q, 0)
                     else:
                         before = (l * SLOTS + (c - 1) % SLOTS) * slot + (chunk - 1) * B * ld
-                        step(states, before, ld, B, H, panels, w, states, s0, ld, 0, Q)
+                        step(states, before, ld, B, H, panels, w, states, s0, ld, 0, Q, 0)
                     for t in range(1, steps):
                         now = s0 + t * B * ld
-                        step(states, now - B * ld, ld, B, H, panels, w, states, now, ld, 0, Q)
+                        step(states, now - B * ld, ld, B, H, panels, w, states, now, ld, 0, Q, t)
                     if c == chunks - 1:
                         for j in range(B):
                             copy(states, s0 + ((steps - 1) * B + j) * ld, h, (l * B + j) * H, H)

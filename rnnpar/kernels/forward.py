@@ -47,9 +47,14 @@ def inputs(x, x0, step_stride, row_stride, steps, count, K, panels, p0, bias, b0
 
 
 @jit()
-def step(before, a0, lda, count, H, panels, p0, states, s0, ld, q0, q1):
-    """states[s0] = tanh(states[s0] + W before[a0]), panels q0 to q1 of each of the `count` rows."""
-    for q in range(q0, q1):
+def step(before, a0, lda, count, H, panels, p0, states, s0, ld, q0, q1, t):
+    """states[s0] = tanh(states[s0] + W before[a0]), panels q0 to q1 of each of the `count` rows.
+
+    Every other step t goes through the panels backwards, as a ploughman turns at the end of a furrow: where W is
+    larger than a cache, the panels used last are still there, and going round and round would always miss them.
+    """
+    for i in range(q1 - q0):
+        q = q1 - 1 - i if t % 2 else q0 + i
         s = s0 + q * WIDTH
         multiply(before, a0, lda, count, H, panels, p0 + q * H * WIDTH, states, s, ld, states, s, ld)
     if (q1 - q0) * WIDTH == ld:  # whole rows: they lie one behind the other
@@ -120,12 +125,12 @@ def sequences(x, h0, y, h, panels, bias, table, states, logits, block, chunk, T,
                 below = (2 * (l - 1) + parity) * half
                 inputs(states, below, count * ld, ld, steps, count, H, panels, u, bias, b, states, s0, ld, 0, Q)
             if t0 == 0:
-                step(h0, (l * B + first) * H, H, count, H, panels, w, states, s0, ld, 0, Q)
+                step(h0, (l * B + first) * H, H, count, H, panels, w, states, s0, ld, 0, Q, 0)
             else:
-                step(states, (2 * l + 1 - parity) * half + previous, ld, count, H, panels, w, states, s0, ld, 0, Q)
+                step(states, (2 * l + 1 - parity) * half + previous, ld, count, H, panels, w, states, s0, ld, 0, Q, 0)
             for t in range(1, steps):
                 now = s0 + t * count * ld
-                step(states, now - count * ld, ld, count, H, panels, w, states, now, ld, 0, Q)
+                step(states, now - count * ld, ld, count, H, panels, w, states, now, ld, 0, Q, t)
         v, _, c = table[L]
         top = (2 * (L - 1) + parity) * half
         outputs(states, top, ld, 0, steps * count, panels, v, bias, c, logits, block, y, t0, first, count, B, sizes)

@@ -48,7 +48,7 @@ def steps_body(rank, size, repeat, rows, H, panels, states):
     ld = Q * WIDTH
     for t in range(repeat):
         before, now = t % 2 * rows * ld, (t + 1) % 2 * rows * ld
-        step(states[rank], before, ld, rows, H, panels[rank], 0, states[rank], now, ld, 0, Q)
+        step(states[rank], before, ld, rows, H, panels[rank], 0, states[rank], now, ld, 0, Q, t)
 
 
 @jit(parallel=True)
