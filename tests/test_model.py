@@ -83,12 +83,15 @@ def test_auto_runs_and_says_which():
     assert rnnpar.prepare(net, "auto", threads=1)(random_input(net, 4, 4))[0].shape == (4, 4, 7)
 
 
-QUIET = {"version": machine.PEAKS_VERSION, "barrier": {"2": 3e-7}, "launch": {"1": 3e-7, "2": 4e-6}}
+ALONE, TOGETHER = [[64, 64, 2e-6]], [[64, 64, 2.1e-6]]
+QUIET = {"version": machine.PEAKS_VERSION, "barrier": {"2": 3e-7}, "launch": {"1": 3e-7, "2": 4e-6},
+         "products": {"1": ALONE, "2": TOGETHER}}  # fmt: skip
 
 
 def test_peaks_of_a_busy_machine_are_measured_again_and_not_kept(tmp_path, monkeypatch, capsys):
     busy = {**QUIET, "barrier": {"2": 8e-3}}
-    answers = [busy, QUIET]
+    answers = [busy, busy, QUIET]
+    monkeypatch.setattr(machine, "PEAKS_PAUSE_S", 0.0)
     monkeypatch.setattr(machine, "measure_peaks", lambda: answers.pop(0))
     assert machine._peaks.__wrapped__(tmp_path / "peaks.json") == QUIET
     assert (tmp_path / "peaks.json").exists()
@@ -98,13 +101,29 @@ def test_peaks_of_a_busy_machine_are_measured_again_and_not_kept(tmp_path, monke
     assert "not kept" in capsys.readouterr().err
 
 
+def test_the_least_of_two_measurements_counts(monkeypatch):
+    one = {"version": 3, "products": {"1": [(64, 64, 2e-6)]}, "tanh": (1e-9, 5e-10), "measured": "2026-01-01"}
+    other = {"version": 3, "products": {"1": [(64, 64, 3e-6)]}, "tanh": (2e-9, 4e-10), "measured": "2026-01-01"}
+    least = {"version": 3, "products": {"1": [[64, 64, 2e-6]]}, "tanh": [1e-9, 4e-10], "measured": "2026-01-01"}
+    assert machine.least(one, other) == least
+
+
+def test_cores_that_are_halves_of_one_are_noticed(monkeypatch):
+    monkeypatch.setattr(machine.Path, "read_text", lambda self: "0\n")
+    assert not machine.crowded(QUIET)
+    halves = {**QUIET, "products": {"1": ALONE, "2": [[64, 64, 4e-6]]}}
+    assert machine.crowded(halves)
+    monkeypatch.setattr(machine.Path, "read_text", lambda self: "0-1\n")  # the system says that they are halves
+    assert not machine.crowded(halves)
+
+
 def test_peaks_are_kept_and_a_damaged_file_is_not_overwritten(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(machine, "measure_peaks", lambda: calls.append(1) or QUIET)
     file = tmp_path / "new" / "peaks.json"
     machine._peaks.__wrapped__(file)
     machine._peaks.__wrapped__(file)
-    assert len(calls) == 1
+    assert len(calls) == 2, "measured twice, at the first call only"
     file.write_text("{ half")
     with pytest.raises(ValueError, match=r"peaks\.json is damaged.*delete it"):
         machine._peaks.__wrapped__(file)

@@ -34,7 +34,9 @@ TINY = dict(
 def data(tmp_path, monkeypatch):
     """A data folder of the test's own, and trained networks that need no files."""
     monkeypatch.setenv("RNNPAR_DATA", str(tmp_path / "data"))
-    monkeypatch.setattr(sweep.machine, "peaks", dict)  # they take seconds; sweeps in processes of their own measure them
+    monkeypatch.setattr(
+        sweep.machine, "peaks", dict
+    )  # they take seconds; sweeps in processes of their own measure them
     monkeypatch.setattr(corpus, "models", lambda: dict.fromkeys(["kjv-h128", "kjv-h512", "kjv-2x256"]))
     monkeypatch.setattr(corpus, "load", lambda name: small_net())
     return tmp_path / "data"
