@@ -13,7 +13,8 @@ Each takes a range of panels [q0, q1) or of rows [r0, r1), which is how threads 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -26,6 +27,7 @@ STATES = 64 * 1024  # float32 elements of one chunk's states: a quarter of a meg
 # The same of one block of logits. V is read once for each block, so the more bytes a row of V has, the larger a block
 # is worth its way out of the core's own cache: 1,024 elements for each of H, within these bounds.
 LOGITS = (128 * 1024, 512 * 1024)
+POOL = 2  # results that a runner keeps for reuse: a caller often holds the last one during the next call
 SHORT = 512  # outputs up to which exp takes a block of rows in one go, since starting a row costs more than its exp
 
 
@@ -163,6 +165,7 @@ class Plan:
     count: int  # sequences that one thread takes through all the steps
     chunk: int
     block: int
+    pool: list[np.ndarray] = field(default_factory=list, compare=False)  # results that were handed out
 
     @classmethod
     def of(cls, net: RNN, packed: Packed, T: int, B: int, count: int) -> Plan:
@@ -185,9 +188,30 @@ class Plan:
         return aligned(copies * size).reshape(copies, size)
 
     def results(self) -> tuple[np.ndarray, np.ndarray]:
-        """y (T,B,O) and h (L,B,H), new and not yet filled."""
+        """y (T,B,O) and h (L,B,H), not yet filled; the caller's own.
+
+        An array that was handed out before and that nobody holds any more is handed out again: the system would
+        otherwise take back large ones and give them out as new pages, which take longer to come than softmax does.
+        """
         L, _, H, O, _ = self.sizes
-        return np.empty((self.T, self.B, O), np.float32), np.empty((L, self.B, H), np.float32)
+        y = take_free(self.pool)
+        if y is None:
+            y = np.empty((self.T, self.B, O), np.float32)
+            if len(self.pool) < POOL:
+                self.pool.append(y)
+        return y, np.empty((L, self.B, H), np.float32)
+
+
+def take_free(pool: list[np.ndarray]) -> np.ndarray | None:
+    """An array of the pool that nobody else holds, nor a view of it; or None."""
+    for index in range(len(pool)):
+        if sys.getrefcount(pool[index]) <= FREE:
+            return pool[index]
+    return None
+
+
+# What Python counts for an array that only its pool holds: it differs between versions of Python, so it is looked up.
+FREE = (lambda pool: sys.getrefcount(pool[0]))([np.empty(0)])
 
 
 class OneThread:

@@ -201,3 +201,19 @@ def test_small_and_enormous_logits(name, options, scale, O):
     assert np.isfinite(y).all()
     assert relative_error(y, wanted) < BOUND * max(1, scale / 10)
     assert np.allclose(y.sum(axis=-1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CPU)
+def test_memory_is_used_again_only_when_nobody_holds_it(name):
+    """Results, views of them and buffers on them stay as they are; and dropping them frees the way for reuse."""
+    net = rnnpar.RNN.random(4, 20, 6)
+    run = rnnpar.prepare(net, name)
+    held, kept = [], []
+    for seed in range(6):
+        y, _ = run(random_input(net, 8, 2, seed=seed))
+        kept.append(y.copy())
+        held.append([y, y[2:5, 1], memoryview(y), y.ravel()][seed % 4])
+        del y
+    for seed, (mine, copy) in enumerate(zip(held, kept, strict=True)):
+        expected = [copy, copy[2:5, 1], copy, copy.ravel()][seed % 4]
+        assert np.array_equal(np.asarray(mine), expected)
