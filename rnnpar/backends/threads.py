@@ -70,7 +70,7 @@ def timestep_body(rank, size, x, h0, y, h, panels, bias, table, states, logits, 
 @jit(parallel=True)
 def timestep_region(size, x, h0, y, h, panels, bias, table, states, logits, ready, T, B, sizes):
     for rank in prange(size):
-        timestep_body(rank, size, x, h0, y, h, panels, bias, table, states, logits, ready, T, B, sizes)
+        timestep_body(np.int64(rank), size, x, h0, y, h, panels, bias, table, states, logits, ready, T, B, sizes)
 
 
 def timestep(net: RNN, threads: int) -> Forward:
@@ -160,7 +160,9 @@ def share(rows, rank, size):
 @jit(parallel=True)
 def rows_region(size, x, h0, y, h, panels, bias, table, states, logits, sync, block, chunk, T, B, sizes):
     for rank in prange(size):
-        rows_body(rank, size, x, h0, y, h, panels, bias, table, states, logits, sync, block, chunk, T, B, sizes)
+        rows_body(
+            np.int64(rank), size, x, h0, y, h, panels, bias, table, states, logits, sync, block, chunk, T, B, sizes
+        )
 
 
 def rows(net: RNN, threads: int, dtype: str = "float32") -> Forward:
@@ -208,7 +210,7 @@ def batch_body(rank, size, x, h0, y, h, panels, bias, table, states, logits, blo
 @jit(parallel=True)
 def batch_region(size, x, h0, y, h, panels, bias, table, states, logits, block, chunk, T, B, sizes):
     for rank in prange(size):
-        batch_body(rank, size, x, h0, y, h, panels, bias, table, states, logits, block, chunk, T, B, sizes)
+        batch_body(np.int64(rank), size, x, h0, y, h, panels, bias, table, states, logits, block, chunk, T, B, sizes)
 
 
 def batch(net: RNN, threads: int, dtype: str = "float32") -> Forward:
@@ -308,7 +310,9 @@ def wait_for(done, chunks, stage, c):
 @jit(parallel=True)
 def wavefront_region(size, x, h0, y, h, panels, bias, table, states, logits, done, block, chunk, T, B, sizes):
     for rank in prange(size):
-        wavefront_body(rank, size, x, h0, y, h, panels, bias, table, states, logits, done, block, chunk, T, B, sizes)
+        wavefront_body(
+            np.int64(rank), size, x, h0, y, h, panels, bias, table, states, logits, done, block, chunk, T, B, sizes
+        )
 
 
 def wavefront(net: RNN, threads: int, dtype: str = "float32") -> Forward:

@@ -127,7 +127,7 @@ def scale_into(a, factor, y):
         y[i] = a[i] * factor
 
 
-@jit()
+@jit(inline="always")
 def softmax_row(o, y, calm):
     """y[:] = softmax(o)[: len(y)], one row of logits; o is overwritten. Both float32, one-dimensional.
 

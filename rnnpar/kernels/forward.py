@@ -66,12 +66,12 @@ def step(before, a0, lda, count, H, panels, p0, states, s0, ld, q0, q1, t):
             tanh_inplace(states[s0 + j * ld + q0 * WIDTH : s0 + j * ld + q1 * WIDTH])
 
 
-@jit()
+@jit(inline="always")
 def outputs(states, s0, ld, r0, r1, panels, p0, bias, b0, logits, block, y, t0, first, count, B, sizes):
     """y = softmax(c + V states) for the rows r0 to r1 of the chunk that begins at step t0, `block` rows at a time."""
     _, _, H, O, calm = sizes
     q1 = (O + WIDTH - 1) // WIDTH
-    together = calm and O <= SHORT
+    together = calm != 0 and O <= SHORT
     for r in range(r0, r1, block):
         rows = min(block, r1 - r)
         output_logits(states, s0 + r * ld, ld, rows, H, panels, p0, bias, b0, logits, O, 0, q1)
@@ -81,7 +81,7 @@ def outputs(states, s0, ld, r0, r1, panels, p0, bias, b0, logits, block, y, t0, 
             output_row(logits, i, together, y, t0, r + i, first, count, B, O, calm)
 
 
-@jit()
+@jit(inline="always")
 def output_logits(states, s0, ld, rows, H, panels, p0, bias, b0, logits, O, q0, q1):
     """logits = c + V states for `rows` rows from states[s0] on, panels q0 to q1."""
     ldo = (O + WIDTH - 1) // WIDTH * WIDTH
@@ -90,7 +90,7 @@ def output_logits(states, s0, ld, rows, H, panels, p0, bias, b0, logits, O, q0, 
         multiply(states, s0, ld, rows, H, panels, p, bias, b, 0, logits, q * WIDTH, ldo)
 
 
-@jit()
+@jit(inline="always")
 def output_row(logits, i, is_exp, y, t0, r, first, count, B, O, calm):
     """y = softmax of the i-th row of logits, or of what is exp of them; row r of the chunk that begins at step t0."""
     ldo = (O + WIDTH - 1) // WIDTH * WIDTH
@@ -140,14 +140,14 @@ def sequences(x, h0, y, h, panels, bias, table, states, logits, block, chunk, T,
     last_states(states, parity, half, previous, ld, h, first, count, B, L, H)
 
 
-@jit()
+@jit(inline="always")
 def copy(source, s, target, t, size):
     """target[t : t + size] = source[s : s + size], without the size check, whose message costs 4 s to compile."""
     for i in range(size):
         target[t + i] = source[s + i]
 
 
-@jit()
+@jit(inline="always")
 def last_states(states, parity, half, previous, ld, h, first, count, B, L, H):
     """h (L,B,H) from the last step of the last chunk, for the sequences first to first + count."""
     for l in range(L):
