@@ -127,6 +127,9 @@ def prepare(net: RNN, method: str = "auto", **options: Any) -> Runner:
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise TypeError(f"{method} takes no option {', '.join(unknown)}; it takes: {', '.join(known) or 'none'}")
+    if method == "auto" and options.get("dtype", "float32") not in ("float32", "bfloat16"):
+        # A named method refuses it when it packs the weights; auto packs only when it has seen x.
+        raise ValueError(f"dtype is {options['dtype']!r}; it must be 'float32' or 'bfloat16'")
     if "threads" in known:
         options["threads"] = check_threads(options.get("threads"))
     return AutoRunner(net, options) if method == "auto" else Runner(net, row, options)

@@ -67,6 +67,7 @@ def test_an_unavailable_method_says_what_to_install(monkeypatch):
         (lambda: rnnpar.prepare(NET, "threads/rows", threads=1.5), TypeError, "threads is 1.5"),
         (lambda: rnnpar.prepare(NET, "threads/rows", threads=True), TypeError, "threads is True"),
         (lambda: rnnpar.prepare(NET, "serial/compiled", dtype="float16"), ValueError, "float16.*bfloat16"),
+        (lambda: rnnpar.prepare(NET, dtype="float16"), ValueError, "float16.*bfloat16"),
     ],
 )
 def test_prepare_refuses(call, error, words):
