@@ -37,13 +37,14 @@ from typing import Any
 import dask
 import numpy as np
 from distributed import Client, Future, KilledWorker, LocalCluster, get_worker, wait
+from distributed.comm import CommClosedError
 from tqdm import tqdm
 
 from rnnpar import machine
 from rnnpar.study import bench, measure, store, sweep
 
 REACH_S = 5.0  # for the scheduler to answer
-ANSWER_S = 10.0  # for a result to come over once it is there
+ANSWER_S = 3.0  # for a result to come over once it is there
 INTRODUCE_S = 120.0  # for a bench to start, on a cold network file system
 REQUEST_S = 1800.0  # for one shape or the peaks; far beyond the full profile's longest
 PATIENCE_S = 60.0  # for a worker to come, while there are points that only it can measure
@@ -113,7 +114,7 @@ def run(
         conductor = Conductor(client, profile, share, patience_s, crowded)
         try:
             return conductor.run()
-        except OSError as error:  # Dask's errors of communication are OSErrors
+        except (CommClosedError, ConnectionError, TimeoutError) as error:
             raise ClusterError(
                 f"lost the scheduler at {scheduler} ({error}); what was measured is stored, and the same command "
                 "continues"
@@ -216,7 +217,10 @@ class Conductor:
         """See who is there: new ones are asked who they are, and what those who went were at goes back in line."""
         if time.monotonic() - self.looked < POLL_S:
             return
-        there = set(self.client.scheduler_info()["workers"])
+        known = self.client.scheduler_info()
+        if self.client.status != "running" or "workers" not in known:
+            raise ConnectionError("the connection broke")
+        there = set(known["workers"])
         self.looked = time.monotonic()
         for address in set(self.workers) - there:
             worker = self.workers.pop(address)
@@ -323,8 +327,10 @@ class Conductor:
                 answer = worker.future.result(timeout=ANSWER_S)
             except (bench.BenchDied, KilledWorker) as error:
                 self._put_back(worker, str(error))
-            except (TimeoutError, CancelledError) as error:  # the worker went with its answer
-                self._put_back(worker, type(error).__name__)
+            except (TimeoutError, CancelledError):  # the worker went with its answer, or the scheduler did
+                if self.client.status != "running":
+                    raise ConnectionError("the connection broke") from None
+                self._put_back(worker, "the worker went with its answer")
             except Exception as error:
                 self._fail(worker, error)
             else:

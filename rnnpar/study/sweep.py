@@ -226,9 +226,7 @@ def execute(profile: Mapping[str, Any], target: Path | None = None, scheduler: s
     """Run notebooks/sweep.ipynb with a profile, by default to build/. NotebookError, store.ResultsError."""
     from rnnpar.study import notebooks  # papermill takes a second to import, and the notebook needs none of it
 
-    if scheduler:
-        _cluster()  # better known before the notebook starts
-    else:
+    if not scheduler:
         store.check_writable()
     target = target or notebooks.ROOT / "build" / f"sweep-{profile['experiment']}.ipynb"
     parameters = dict(profile) | {"scheduler": scheduler, "share": share}
@@ -250,6 +248,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.share and not options.scheduler:
         parser.error("--share is for machines beside each other: it needs --scheduler")
     try:
+        if options.scheduler:
+            _cluster()  # better known before a notebook starts
         profile = load_profile(options.profile, options.parameters)
         if options.experiment:
             profile["experiment"] = options.experiment
