@@ -13,6 +13,7 @@ from contextlib import suppress
 
 import psutil
 import pytest
+import yaml
 
 pytest.importorskip("distributed", reason="needs the extra cluster, which make installs")
 
@@ -424,8 +425,6 @@ def test_one_at_a_time_measures_on_a_machine():
 
 
 def test_the_command_measures_through_the_notebook(two, tmp_path):
-    import yaml
-
     name = f"test-{os.getpid()}"
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({k: v for k, v in TINY.items() if k != "experiment"}))
     executed = notebooks.ROOT / "build" / f"sweep-{name}.ipynb"
@@ -483,3 +482,42 @@ def test_a_local_cluster_starts_with_one_command_and_its_end_ends_a_sweep(conduc
         time.sleep(0.1)
     assert len(pids) == 2
     assert not any(map(psutil.pid_exists, pids))
+
+
+SRUN = """#!/bin/bash
+while [[ $1 == --* ]]; do shift; done
+exec "$@"
+"""
+
+
+def test_the_slurm_script_starts_scheduler_and_workers_and_ends_them(tmp_path):
+    """With a stand-in for srun, which runs what it is given here: the script's own doing is what is tested."""
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({key: TINY[key] for key in TINY if key != "experiment"}))
+    (tmp_path / "srun").write_text(SRUN)
+    (tmp_path / "srun").chmod(0o755)
+    name = f"test-slurm-{os.getpid()}"
+    environment = os.environ | {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": name, "SLURM_SUBMIT_DIR": str(notebooks.ROOT),
+        "RNNPAR_PYTHON": sys.executable,
+    }  # fmt: skip
+    command = ["bash", str(notebooks.ROOT / "slurm" / "sweep.sbatch"), "--profile", "ci", "--experiment", name]
+    command += ["--parameters", str(tmp_path / "tiny.yaml")]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    finally:
+        (notebooks.ROOT / "build" / f"sweep-{name}.ipynb").unlink(missing_ok=True)
+    assert done.returncode == 0, done.stderr
+    assert len(stored(experiment=name)) == 8
+    assert not list((notebooks.ROOT / "build").glob(f"scheduler-{name}*"))
+    mine = [
+        p for p in psutil.process_iter(["cmdline"]) if f"scheduler-{name}.json" in " ".join(p.info["cmdline"] or [])
+    ]
+    assert not mine
+
+
+def test_the_slurm_script_says_what_it_needs(tmp_path):
+    environment = os.environ | {"SLURM_SUBMIT_DIR": str(tmp_path)}
+    command = ["bash", str(notebooks.ROOT / "slurm" / "sweep.sbatch")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 1
+    assert "submit this from the checkout, after make .venv/.ready" in done.stderr
