@@ -305,7 +305,7 @@ class Conductor:
         self.handed_out += 1
         group = "point" if what == "measure" else what  # by which the dashboard counts
         return self.client.submit(
-            _ask_bench, self.name, what, arguments, limit_s, self.crowded, key=(group, self.name, self.handed_out),
+            ask_bench, self.name, what, arguments, limit_s, self.crowded, key=(group, self.name, self.handed_out),
             workers=[address], allow_other_workers=False, pure=False,
         )  # fmt: skip
 
@@ -477,7 +477,7 @@ def label(point: measure.Point) -> str:
 # --- what runs on the workers, and the cluster to try it with
 
 
-def _ask_bench(sweep_name: str, what: str, arguments: tuple, limit_s: float, crowded: bool) -> Any:
+def ask_bench(sweep_name: str, what: str, arguments: tuple, limit_s: float, crowded: bool) -> Any:
     """On a worker: pass a request on to its bench, which is started at a sweep's first."""
     worker = get_worker()
     benches = worker.__dict__.setdefault("rnnpar_benches", {})

@@ -43,7 +43,7 @@ A, B = "fake-cpu-2c-aaaa", "fake-cpu-2c-bbbb"  # two machines of one kind
 @pytest.fixture(scope="module")
 def two():
     """A cluster of two workers, which their nannies start again when they die."""
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50) as started:
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", silence_logs=50) as started:
         yield started
 
 
@@ -226,7 +226,7 @@ def test_alike_machines_can_share_the_points(two, conduct, capsys):
 def test_a_machine_that_goes_for_good(conduct, capsys, share):
     """Its points are reported; those that were shared, an alike machine measures."""
     with LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50, processes=False
+        n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", silence_logs=50, processes=False
     ) as started:
         gone = []
 
@@ -262,7 +262,7 @@ def test_workers_that_come_late(conduct, capsys):
             worker.who["machine"] = worker.who["description"]["name"] = B
 
     with LocalCluster(
-        n_workers=1, threads_per_worker=1, dashboard_address=None, silence_logs=50, processes=False
+        n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0", silence_logs=50, processes=False
     ) as started:
 
         def arrive(conductor):
@@ -356,7 +356,7 @@ def test_another_revision_than_ours_measures_nothing(two, monkeypatch):
 
 def test_a_scheduler_without_workers():
     with (
-        LocalCluster(n_workers=0, dashboard_address=None, silence_logs=50) as started,
+        LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0", silence_logs=50) as started,
         pytest.raises(ClusterError, match=r"no workers, and none came in 0.5 s; .*: dask worker tcp://"),
     ):
         cluster.run(TINY, started.scheduler_address, patience_s=0.5)
