@@ -2,6 +2,7 @@
 #
 #   make figures PROFILE=ci       measure next to nothing, into build/ci: to see that all of it works
 #   make sweep PROFILE=quick      measure less
+#   make sweep SCHEDULER=tcp://host:8786   measure on the workers of a Dask cluster (SHARE=1: alike ones share the points)
 #   make PYTHON=python3.12 ...    build .venv with another Python
 
 .DELETE_ON_ERROR:
@@ -25,7 +26,7 @@ CODE := rnnpar tests data notebooks/*.ipynb
 CHAPTERS := $(wildcard notebooks/[0-9][0-9]*.ipynb)
 RESULTS := $(wildcard data/results/*/*.csv)
 
-.PHONY: figures test check peers lab sweep html clean help
+.PHONY: figures test check peers lab sweep cluster html clean help
 
 ifeq ($(PROFILE),ci)
 figures: $(READY)
@@ -48,10 +49,13 @@ check: $(READY)  ## ruff, and the form of the source notebooks
 	$(RUN) -m rnnpar.study.notebooks --check
 
 sweep: $(READY)  ## measure this machine with the full profile (ten minutes and more); continues where it was stopped
-	$(RUN) -m rnnpar.study.sweep --profile $(or $(PROFILE),full)
+	$(RUN) -m rnnpar.study.sweep --profile $(or $(PROFILE),full) $(if $(SCHEDULER),--scheduler '$(SCHEDULER)') $(if $(SHARE),--share)
+
+cluster: $(READY)  ## start a Dask cluster of this machine alone, to try the sweep over machines with
+	$(RUN) -m rnnpar.study.cluster
 
 peers: $(READY)  ## measure what a user would pick instead (PyTorch, ONNX Runtime, OpenVINO, JAX) beside ours
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[study,dev,peers]'
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[study,dev,cluster,peers]'
 	$(RUN) -m rnnpar.study.peers
 
 lab: $(READY)  ## open the notebooks in JupyterLab
@@ -78,6 +82,6 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 	  "rnnpar needs Python 3.11 or newer; $(PYTHON) is " + sys.version.split()[0])'
 	@[ -x .venv/bin/python ] || $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
-	@echo "installing what constraints.txt pins into .venv (about 700 MB)"
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[study,dev]'
+	@echo "installing what constraints.txt pins into .venv (about 800 MB)"
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[study,dev,cluster]'
 	@touch $@

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -17,11 +21,16 @@ from typing import Any
 
 import numpy as np
 
-from rnnpar import registry
+from rnnpar import machine, registry
 from rnnpar.network import RNN
 from rnnpar.reference import reference, relative_error
 from rnnpar.runner import Runner, prepare
 from rnnpar.study.store import Row
+
+try:
+    import fcntl
+except ImportError:  # Windows: two sweeps at once are not kept apart there
+    fcntl = None
 
 BOUND = 1e-5  # the largest relative error to the oracle that a float32 method may have
 SAMPLE_S = 1e-3  # a sample lasts at least this long: the clock and the call's overhead vanish in it
@@ -235,6 +244,37 @@ class Trial:
             call_s = min(call_s, self.runner.timed(problem.x)[0])
             spent += time.perf_counter() - begin
         return call_s
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Hold this machine's turn at timing. Who else wants to measure here, in whichever sweep, waits meanwhile.
+
+    The turn is a lock on a file in the folder for temporary files: a process that is killed gives it back.
+    """
+    descriptor = _turn()
+    try:
+        if descriptor is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _turn() -> int | None:
+    """A descriptor of the file that stands for this machine's turn; None, and a word on it, where there can be none."""
+    if fcntl is None:
+        return None
+    path = os.path.join(tempfile.gettempdir(), f"rnnpar-{machine.name()}.turn")
+    try:
+        try:
+            return os.open(path, os.O_RDONLY)  # it may be another user's
+        except FileNotFoundError:
+            return os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
+    except OSError as error:
+        print(f"{path}: {error.strerror}; other sweeps on this machine are not waited for", file=sys.stderr)
+        return None
 
 
 @cache

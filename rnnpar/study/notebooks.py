@@ -27,7 +27,8 @@ from papermill.exceptions import PapermillExecutionError
 
 ROOT = Path(__file__).resolve().parents[2]  # the checkout
 STARTS = 4  # kernels started at the same moment sometimes take each other's port
-SAY_IT_ALL = ("ResultsError", "ProfileError")  # their message says what and what would do: no traceback needed
+# Their message says what is wrong and what would do: no traceback needed.
+SAY_IT_ALL = ("ResultsError", "ProfileError", "ClusterError")
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
 METADATA = {"kernelspec": KERNELSPEC, "language_info": {"name": "python"}}
 

@@ -5,7 +5,7 @@
 
 Files only grow. All rows of a shape go down in one write, so a kill leaves at most one point incomplete, at the end
 of the file, where the next `append` cuts it off. A point that was measured again stands in the file twice, and `load`
-takes the newer measurement. Only this machine's folder is ever written to.
+takes the newer measurement. A sweep over machines stores each machine's rows in that machine's folder.
 """
 
 from __future__ import annotations
@@ -84,13 +84,14 @@ def machines() -> list[str]:
     return sorted({file.parent.name for file in (data_folder() / "results").glob("*/*.csv")})
 
 
-def append(rows: Iterable[Row], experiment: str) -> None:
-    """Add whole measurements to this machine's results of an experiment, in one write that reaches the disk.
+def append(rows: Iterable[Row], experiment: str, name: str | None = None) -> None:
+    """Add whole measurements to a machine's results of an experiment, in one write that reaches the disk.
 
-    What a kill left incomplete at the end of the file is cut off first, and said. ResultsError where the file is
-    corrupt or cannot be written; nothing stored before is lost then. ValueError for rows that are no measurements.
+    `name` is the machine that measured them, this one by default. What a kill left incomplete at the end of the file
+    is cut off first, and said. ResultsError where the file is corrupt or cannot be written; nothing stored before is
+    lost then. ValueError for rows that are no measurements.
     """
-    path = _file(experiment, machine.name())
+    path = _file(experiment, name or machine.name())
     text = "".join(map(_line, rows))
     _, incomplete = _measurements(text.split("\n")[:-1], "the rows given", first=1)
     if incomplete:
@@ -156,15 +157,33 @@ def newest(experiment: str, name: str | None = None) -> dict[str, Measurement]:
     return {measurement[0].point: measurement for measurement in _scan(path)[0]}  # the file is in order of time
 
 
-def save_machine(description: dict[str, Any]) -> None:
-    """Write this machine's machine.json; what update_machine added to it before is kept. ResultsError."""
-    _change_machine(lambda known: known | description)
+def save_machine(description: dict[str, Any], name: str | None = None) -> None:
+    """Write a machine's machine.json, this one's by default; what update_machine added before is kept. ResultsError."""
+    _change_machine(lambda known: known | description, name)
 
 
-def update_machine(key: str, value: Any) -> None:
-    """Set one key of this machine's machine.json; a mapping is merged into the one that is there. ResultsError."""
+def update_machine(key: str, value: Any, name: str | None = None) -> None:
+    """Set one key of a machine's machine.json; a mapping is merged into the one that is there. ResultsError."""
     both = isinstance(value, dict)
-    _change_machine(lambda known: known | {key: known.get(key, {}) | value if both else value})
+    _change_machine(lambda known: known | {key: known.get(key, {}) | value if both else value}, name)
+
+
+def has_peaks(name: str) -> bool:
+    """Whether the peaks of the machine `name` are here, and are what is measured today. ResultsError where damaged."""
+    path = results_folder(name) / "peaks.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["version"] == machine.PEAKS_VERSION
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ResultsError(f"{path} is damaged ({error}); delete it, and the peaks are measured again") from None
+
+
+def save_peaks(found: dict[str, Any], name: str) -> None:
+    """Keep the peaks that the machine `name` has measured of itself. ResultsError."""
+    path = results_folder(name) / "peaks.json"
+    with _clear_errors(path), _locked(path.parent):
+        _replace(path, json.dumps(found, indent=1) + "\n")
 
 
 def load_machine(name: str) -> dict[str, Any]:
@@ -182,9 +201,9 @@ def load_machine(name: str) -> dict[str, Any]:
     return description
 
 
-def check_writable() -> None:
-    """ResultsError unless this machine's results can be written: better known before a sweep than after it."""
-    folder = results_folder()
+def check_writable(name: str | None = None) -> None:
+    """ResultsError unless a machine's results (this one's by default) can be written: better known before a sweep."""
+    folder = results_folder(name)
     with _clear_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".probe-{os.getpid()}"
@@ -301,8 +320,8 @@ def _corrupt(file: Path | str, line: int, what: str) -> ResultsError:
     )
 
 
-def _change_machine(change: Any) -> None:
-    name = machine.name()
+def _change_machine(change: Any, name: str | None) -> None:
+    name = name or machine.name()
     path = results_folder(name) / "machine.json"
     with _clear_errors(path), _locked(path.parent):
         known = load_machine(name) if path.exists() else {}

@@ -1,6 +1,7 @@
 """Measure a grid of points on this machine, through notebooks/sweep.ipynb.
 
     python -m rnnpar.study.sweep --profile ci|quick|full [--parameters FILE.yaml] [--experiment NAME]
+                                 [--scheduler tcp://host:8786 [--share]]
 
 A profile is a YAML file beside this one; `--parameters` overrides any of its keys:
 
@@ -14,6 +15,7 @@ A profile is a YAML file beside this one; `--parameters` overrides any of its ke
     seed         of the shuffled order
 
 What this machine has measured already with the same source is skipped, so a sweep that was cut short continues.
+With a scheduler, the workers of a Dask cluster measure, each for its own machine (cluster.py).
 """
 
 from __future__ import annotations
@@ -24,9 +26,10 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -95,16 +98,23 @@ def run(
     budget_s: float,
     limit_s: float,
     seed: int,
-) -> None:
+    scheduler: str = "",
+    share: bool = False,
+) -> list[str]:
     """Measure what is not stored yet, a shape at a time in shuffled order, and store each shape when it is done.
 
-    The parameters are a profile's keys. Prints a progress bar to stderr. ProfileError, store.ResultsError.
+    The parameters are a profile's keys. With a `scheduler`, the address of Dask's, its workers measure instead of
+    this machine; `share` lets alike machines share the points. Returns the names of the machines that measured.
+    Prints a progress bar to stderr. ProfileError, store.ResultsError, cluster.ClusterError.
     """
     profile = dict(experiment=experiment, grids=grids, workloads=workloads, methods=methods, threads=threads,
                    samples=samples, budget_s=budget_s, limit_s=limit_s, seed=seed)  # fmt: skip
     check_profile(profile)
+    if scheduler:
+        return _cluster().run(profile, scheduler, share)
     store.save_machine(machine.describe())
-    machine.peaks()  # what the chapters' predictions are made from, measured while nothing else runs
+    with measure.alone():
+        machine.peaks()  # what the chapters' predictions are made from, measured while nothing else runs
     planned = plan(profile)
     stored = store.newest(experiment)
     wanted = remaining(planned, stored)
@@ -118,10 +128,12 @@ def run(
     with bar:
         for index in rng.permutation(len(points)):
             point = points[index]
-            rows = measure.measure_group(point, wanted[point], samples, budget_s, rng, limit_s)
+            with measure.alone():
+                rows = measure.measure_group(point, wanted[point], samples, budget_s, rng, limit_s)
             store.append([row for row in rows if not known_unsupported(row, stored)], experiment)
             bar.update(len(wanted[point]))
     store.update_machine("measured", {experiment: datetime.now(UTC).isoformat(timespec="seconds")})
+    return [machine.name()]
 
 
 def finished(experiment: str) -> bool:
@@ -203,19 +215,24 @@ def known_unsupported(row: store.Row, stored: Mapping[str, store.Measurement]) -
     return bool(old) and row.status == old.status == "unsupported" and row.message == old.message
 
 
-def summary(experiment: str) -> pd.DataFrame:
-    """What this machine has stored of an experiment: points by method and status."""
-    first = store.load(experiment, machine.name()).query("sample == 0")
-    return pd.crosstab(first["method"], first["status"]).rename_axis(None).rename_axis(None, axis=1)
+def summary(experiment: str, machines: Iterable[str] | None = None) -> pd.DataFrame:
+    """What `machines`, this one by default, have stored of an experiment: points by method and status."""
+    names = list(machines or [machine.name()])
+    first = store.load(experiment, names).query("sample == 0")
+    index = [first["machine"], first["method"]] if len(names) > 1 else first["method"]
+    return pd.crosstab(index, first["status"]).rename_axis([None] * (1 + (len(names) > 1))).rename_axis(None, axis=1)
 
 
-def execute(profile: Mapping[str, Any], target: Path | None = None) -> None:
+def execute(profile: Mapping[str, Any], target: Path | None = None, scheduler: str = "", share: bool = False) -> None:
     """Run notebooks/sweep.ipynb with a profile, by default to build/. NotebookError, store.ResultsError."""
     from rnnpar.study import notebooks  # papermill takes a second to import, and the notebook needs none of it
 
-    store.check_writable()
+    if not scheduler:
+        store.check_writable()
     target = target or notebooks.ROOT / "build" / f"sweep-{profile['experiment']}.ipynb"
-    notebooks.execute(notebooks.ROOT / "notebooks" / "sweep.ipynb", target, profile, CELL_LIMIT_S)
+    parameters = dict(profile) | {"scheduler": scheduler, "share": share}
+    limit_s = None if scheduler else CELL_LIMIT_S  # each request to a worker has a limit of its own
+    notebooks.execute(notebooks.ROOT / "notebooks" / "sweep.ipynb", target, parameters, limit_s)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -226,21 +243,37 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--profile", default="quick", help="ci, quick (the default) or full")
     parser.add_argument("--parameters", type=Path, metavar="FILE.yaml", help="keys in place of the profile's own")
     parser.add_argument("--experiment", metavar="NAME", help="the file of results, in place of the profile's")
+    parser.add_argument("--scheduler", default="", metavar="tcp://...", help="measure on its workers; or a file's path")
+    parser.add_argument("--share", action="store_true", help="alike machines share the points")
     options = parser.parse_args(arguments)
+    if options.share and not options.scheduler:
+        parser.error("--share is for machines beside each other: it needs --scheduler")
     try:
+        if options.scheduler:
+            _cluster()  # better known before a notebook starts
         profile = load_profile(options.profile, options.parameters)
         if options.experiment:
             profile["experiment"] = options.experiment
             check_profile(profile)
-        execute(profile)
+        execute(profile, scheduler=options.scheduler, share=options.share)
     except KeyboardInterrupt:
         print("\ninterrupted; what was measured is stored, and the same command continues", file=sys.stderr)
         return 130
     except (ProfileError, NotebookError, store.ResultsError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"stored in {os.path.relpath(store.results_folder() / profile['experiment'])}.csv")
+    if not options.scheduler:  # which says itself what it has stored where
+        print(f"stored in {os.path.relpath(store.results_folder() / profile['experiment'])}.csv")
     return 0
+
+
+def _cluster() -> ModuleType:
+    """cluster.py, which needs Dask. ProfileError where it is not installed."""
+    try:
+        from rnnpar.study import cluster
+    except ModuleNotFoundError as error:
+        raise ProfileError(f"a scheduler needs {error.name}: pip install 'rnnpar[cluster]'") from None
+    return cluster
 
 
 def _read(path: Path) -> dict[str, Any]:

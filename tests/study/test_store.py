@@ -203,6 +203,26 @@ def test_a_read_only_folder(monkeypatch):
     monkeypatch.undo()
 
 
+def test_another_machines_results_are_kept_in_its_own_folder(folder):
+    store.append(measurement(), "sweep", "elsewhere-4c-abcd")
+    store.save_machine({"name": "elsewhere-4c-abcd"}, "elsewhere-4c-abcd")
+    store.update_machine("measured", {"sweep": "today"}, "elsewhere-4c-abcd")
+    assert store.machines() == ["elsewhere-4c-abcd"]
+    assert list(store.newest("sweep", "elsewhere-4c-abcd")) == ["p0"]
+    assert store.load_machine("elsewhere-4c-abcd") == {"name": "elsewhere-4c-abcd", "measured": {"sweep": "today"}}
+
+
+def test_peaks_of_another_machine():
+    assert not store.has_peaks("elsewhere")
+    store.save_peaks({"version": machine.PEAKS_VERSION}, "elsewhere")
+    assert store.has_peaks("elsewhere")
+    store.save_peaks({"version": machine.PEAKS_VERSION - 1}, "elsewhere")
+    assert not store.has_peaks("elsewhere")
+    (store.results_folder("elsewhere") / "peaks.json").write_text("[")
+    with pytest.raises(store.ResultsError, match="damaged"):
+        store.has_peaks("elsewhere")
+
+
 def test_machine_json(folder):
     store.update_machine("peaks", {"flops": 1.0})
     store.save_machine({"name": "here", "cpu": "one"})

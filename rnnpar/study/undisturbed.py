@@ -1,0 +1,69 @@
+"""Chapter 06, the sweep over machines: does a Dask worker disturb what is measured beside it?
+
+Computed while the page runs, on this machine: two benches take turns at the same points, one under a worker of a local
+Dask cluster, as in a sweep over machines, the other under nobody.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from IPython.display import Markdown
+
+from rnnpar import machine
+from rnnpar.study import measure
+
+METHODS = ("serial/compiled", "threads/rows")
+BOUND = 0.03  # of the time: what we predict that Dask costs at most
+LIMIT_S = 60.0
+
+
+def beside_dask(rounds: int = 7, H: int = 256, T: int = 128) -> pd.DataFrame:
+    """Seconds of a call, a row a round and method: columns method, alone, dask. Empty where Dask is not installed."""
+    try:
+        from distributed import Client, LocalCluster
+
+        from rnnpar.study import cluster
+        from rnnpar.study.bench import Bench
+    except ModuleNotFoundError:
+        return pd.DataFrame(columns=["method", "alone", "dask"])
+    point = measure.Point("random", H, H, H, T, 1)
+    methods = [(name, {"threads": machine.cores_allowed()} if "threads" in name else {}) for name in METHODS]
+    found = []
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0", silence_logs=50) as local,
+        Client(local) as client,
+    ):
+        lone = Bench()
+        try:
+            for turn in range(rounds + 1):
+                request = ("measure", point, methods, 9, 0.1, 1.0, [turn])
+                theirs = client.submit(cluster.ask_bench, "beside", request[0], request[1:], LIMIT_S, False, pure=False)
+                dask = _medians(theirs.result(timeout=2 * LIMIT_S))
+                alone = _medians(lone.ask(*request, limit_s=LIMIT_S))
+                if turn:  # the first compiles
+                    found += [{"method": name, "alone": alone[name], "dask": dask[name]} for name in METHODS]
+        finally:
+            lone.close()
+    return pd.DataFrame(found)
+
+
+def undisturbed(frame: pd.DataFrame) -> Markdown:
+    """What a Dask worker beside it costs a measurement, as medians of the rounds' ratios."""
+    if frame.empty:
+        return Markdown("*Not measured: it needs Dask, `pip install 'rnnpar[cluster]'`.*")
+    ratios = (frame["dask"] / frame["alone"]).groupby(frame["method"]).median() - 1
+    said = " and ".join(f"{100 * value:+.1f}% for {method}" for method, value in ratios.items())
+    spread = 100 * (frame["alone"].groupby(frame["method"]).agg(lambda s: s.max() / s.min() - 1)).max()
+    fared = "It held" if ratios.abs().max() <= BOUND else "It failed"
+    return Markdown(
+        f"**On this machine a Dask worker beside it changes a measured time by {said}; without one, the same time "
+        f"changes by up to {spread:.0f}% from round to round.**\n\n"
+        f"*Predicted: at most {100 * BOUND:.0f}%.* {fared}."
+    )
+
+
+def _medians(rows: list) -> dict[str, float]:
+    """method -> median seconds of a call."""
+    steady = {name: [row.seconds for row in rows if row.method == name and row.kind == "steady"] for name in METHODS}
+    return {name: float(np.median(seconds)) for name, seconds in steady.items()}
