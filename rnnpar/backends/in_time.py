@@ -260,9 +260,10 @@ class InTime:
         if residual <= BOUND:
             says = f"{self.name} came to a residual of {residual:.2g} after {done} iterations, but not to an answer"
         exponent = f"the estimated largest Lyapunov exponent is {state.info['exponent']:.3g} a step"
-        if state.info["exponent"] > 0:
-            dtype = "" if self.itemsize == 8 else ", dtype='float64' reaches some steps further"
-            would = f"shorter sequences are still exact{dtype}; a sequential method returns what rounding makes of it"
+        if residual <= BOUND:  # solved, but rounding alone has grown too large
+            would = "a shorter sequence would do" + (", or dtype='float64'" if self.itemsize == 4 else "")
+        elif state.info["exponent"] > 0:
+            would = "a shorter sequence or window would do, or a sequential method"
         else:
             would = "more max_iterations, a smaller window, or another method of in_time would do"
         return f"{says}: errors may have grown to {error:.2g} ({exponent}); {would}"
@@ -511,7 +512,7 @@ class Arrays:
         return residuals
 
     def growth(self, plan: Plan, layer: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
-        S, size = min(plan.S, steps), np.finfo(self.dtype).eps / 2
+        S, size = min(plan.S, steps), scan.ROUNDING * np.finfo(self.dtype).eps / np.finfo(np.float32).eps
         signs = np.random.default_rng(0).choice([-size, size], (S, 1, self.net.hidden_size))
         with one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
             found = scan_arrays.growth(

@@ -32,9 +32,10 @@ JACOBI, DENSE, DIAGONAL, SEGMENTS = range(4)  # how an iteration corrects h
 FADED = 1e-8  # a map whose entries are all below it no longer tells the end of a segment from where it started
 LOOK = 8  # steps between two looks at a map, or at the length of a tangent
 WARM = 24  # steps in which a tangent turns towards the direction that grows fastest
-ROUNDING = 6e-8  # half a unit in the last place of a float32 near 1
+ROUNDING = 1.5e-7  # what a step's product, sum and tanh in float32 may add to the error of a state
 BLOCK = 64  # rows of one product in `evaluate`: they stay in the first cache from the product to the residual
-STALLED = 12  # iterations without a smaller residual, after which one that is small is as small as it gets
+STALLED = 30  # iterations without a smaller residual, after which one below SMALL is as small as it gets
+SMALL = 2e-6
 
 
 # --- what is done to one row, or to rows that lie one behind the other ------------------------------------------------
@@ -334,9 +335,10 @@ def solve_body(
             residual = np.nan
         if rank == 0:
             history[corrections] = residual
-        stalled = 0 if residual < 0.9 * best else stalled + 1
-        best = min(best, residual)
-        if not residual > tolerance or corrections == most or (stalled >= STALLED and residual < 2e-6):
+        stalled += 1
+        if residual < 0.9 * best:
+            best, stalled = residual, 0
+        if not residual > tolerance or corrections == most or (stalled >= STALLED and residual < SMALL):
             break
         if kind == JACOBI:
             _add(h[(t0 + 1) * width : (t1 + 1) * width], r[t0 * width : t1 * width])

@@ -10,7 +10,7 @@ import math
 from types import ModuleType
 from typing import Any
 
-from rnnpar.kernels.scan import DENSE, DIAGONAL, JACOBI, LOOK, STALLED, WARM
+from rnnpar.kernels.scan import DENSE, DIAGONAL, JACOBI, LOOK, SMALL, STALLED, WARM
 
 Array = Any
 
@@ -110,12 +110,13 @@ def solve(
     """As `scan.solve_body`: h is corrected in place; returns the residuals, and g and r of the last evaluation."""
     residuals: list[float] = []
     diagonal = W.diagonal()
+    small = SMALL if W.itemsize == 4 else 1e-9 * SMALL
     while True:
         f = xp.tanh(z + h[:-1] @ W.T)
         g = (1 - f) * (1 + f) * xp.asarray(keep, f.dtype)
         r = f - h[1:]
         residuals.append(float(abs(r).max()))
-        stalled = len(residuals) > STALLED and residuals[-1] > 0.9 * min(residuals[:-STALLED]) and residuals[-1] < 2e-6
+        stalled = len(residuals) > STALLED and small > residuals[-1] > 0.9 * min(residuals[:-STALLED])
         if not residuals[-1] > tolerance or len(residuals) > most or stalled:
             h[1:] = f
             return residuals, g, r
@@ -137,13 +138,14 @@ def growth(xp: ModuleType, W: Array, g: Array, r: Array, noise: Array, S: int) -
     T, B, H = r.shape
     n = -(-T // S)
     S = -(-T // n)
-    warm = segments_of(xp, g, S, n)[-WARM:]  # the last steps of the segment before
-    g, r = segments_of(xp, g, S, n), segments_of(xp, r, S, n)
     error = xp.zeros((S, B, H), r.dtype)
     tangent = _normalised(xp, noise[:S] + 0 * error)[0]
-    for i in range(len(warm)):
-        tangent[1:] = warm[i][:-1] * (tangent @ W.T)[1:]
+    starts = xp.arange(S) * n
+    for i in range(-WARM, 0):
+        live = -(i // n)  # the first segment that has a step i: before it, time had not begun
+        tangent[live:] = g[starts[live:] + i] * (tangent[live:] @ W.T)
         tangent = _normalised(xp, tangent)[0]
+    g, r = segments_of(xp, g, S, n), segments_of(xp, r, S, n)
     logs = xp.zeros((S, B), r.dtype)
     steps_in_last = T - (S - 1) * n
     for i in range(n):
