@@ -20,13 +20,14 @@ kept, not one a step: J[t] itself is never formed, since g[t] says all that is n
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
+from numba import carray, prange
 
 from rnnpar.kernels.activations import CONTRACT, REDUCE, tanh_inplace
 from rnnpar.kernels.atomics import LINE, barrier
 from rnnpar.kernels.forward import inputs, outputs
 from rnnpar.kernels.jit import jit
-from rnnpar.kernels.tile import WIDTH, multiply
+from rnnpar.kernels.team import Team
+from rnnpar.kernels.tile import WIDTH, aligned, at, multiply, pack, round_up
 
 JACOBI, DENSE, DIAGONAL, SEGMENTS = range(4)  # how an iteration corrects h
 FADED = 1e-8  # a map whose entries are all below it no longer tells the end of a segment from where it started
@@ -39,6 +40,12 @@ SMALL = 2e-6
 
 
 # --- what is done to one row, or to rows that lie one behind the other ------------------------------------------------
+
+
+@jit(inline="always")
+def view(a, start, size):
+    """a[start : start + size], but its users are not counted: threads would fight for the counter of each array."""
+    return carray(at(a, start), size)
 
 
 @jit(fastmath=CONTRACT)
@@ -75,6 +82,18 @@ def _correct(h, d):
         new = one if new > one else new
         new = -one if new < -one else new
         h[i] = new if new == new else np.float32(0)
+
+
+@jit()
+def _multiply_into(target, values, factors):
+    for i in range(target.size):
+        target[i] = values[i] * factors[i]
+
+
+@jit(fastmath=CONTRACT)
+def _add_scaled(target, factor, values):
+    for i in range(target.size):
+        target[i] += factor * values[i]
 
 
 @jit()
@@ -123,13 +142,13 @@ def evaluate(r0, r1, z, h, g, r, panels, w, keep, B, H, ld):
     for row in range(r0, r1, BLOCK):
         rows = min(BLOCK, r1 - row)
         for q in range(ld // WIDTH):
-            at = row * ld + q * WIDTH
-            multiply(h, row * ld, ld, rows, H, panels, w + q * H * WIDTH, z, at, ld, r, at, ld)
-        here = slice(row * ld, (row + rows) * ld)
-        tanh_inplace(r[here])
-        _slope_and_residual(r[here], h[(row + B) * ld : (row + B + rows) * ld], g[here], keep)
-        largest = max(largest, _largest(r[here]))
-        total += _squares(r[here])
+            place = row * ld + q * WIDTH
+            multiply(h, row * ld, ld, rows, H, panels, w + q * H * WIDTH, z, place, ld, r, place, ld)
+        f = view(r, row * ld, rows * ld)
+        tanh_inplace(f)
+        _slope_and_residual(f, view(h, (row + B) * ld, rows * ld), view(g, row * ld, rows * ld), keep)
+        largest = max(largest, _largest(f))
+        total += _squares(f)
     return largest, total
 
 
@@ -147,16 +166,15 @@ def _roll(s0, s1, n, T, B, H, ld, panels, w, zero, g, r, state, product, h, writ
     rows = (s1 - s0) * B
     for i in range(n):
         for q in range(ld // WIDTH):
-            at = q * WIDTH
-            multiply(state, 0, ld, rows, H, panels, w + q * H * WIDTH, zero, 0, 0, product, at, ld)
+            multiply(state, 0, ld, rows, H, panels, w + q * H * WIDTH, zero, 0, 0, product, q * WIDTH, ld)
         for s in range(s0, s1):
             t = s * n + i
             if t < T:
-                here = slice((s - s0) * width, (s - s0 + 1) * width)
-                time = slice(t * width, (t + 1) * width)
-                _advance(g[time], product[here], r[time], state[here])
+                here = (s - s0) * width
+                d = view(state, here, width)
+                _advance(view(g, t * width, width), view(product, here, width), view(r, t * width, width), d)
                 if write:
-                    _correct(h[(t + 1) * width : (t + 2) * width], state[here])
+                    _correct(view(h, (t + 1) * width, width), d)
 
 
 @jit()
@@ -170,12 +188,10 @@ def _map(s, j, n, T, B, H, ld, panels, w, zero, g, image, product, faded):
         image[i * ld + i] = np.float32(1)
     for t in range(s * n, min(T, (s + 1) * n)):
         for q in range(ld // WIDTH):
-            at = q * WIDTH
-            multiply(image, 0, ld, H, H, panels, w + q * H * WIDTH, zero, 0, 0, product, at, ld)
-        slope = g[(t * B + j) * ld : (t * B + j + 1) * ld]
+            multiply(image, 0, ld, H, H, panels, w + q * H * WIDTH, zero, 0, 0, product, q * WIDTH, ld)
+        slope = view(g, (t * B + j) * ld, ld)
         for i in range(H):
-            for k in range(ld):
-                image[i * ld + k] = product[i * ld + k] * slope[k]
+            _multiply_into(view(image, i * ld, ld), view(product, i * ld, ld), slope)
         if t % LOOK == 0 and _largest(image) < faded:
             return False
     return True
@@ -187,10 +203,10 @@ def dense_reduce(s0, s1, S, n, T, B, H, ld, panels, w, zero, g, r, state, produc
     width = B * ld
     _fill(state, np.float32(0))
     _roll(s0, s1, n, T, B, H, ld, panels, w, zero, g, r, state, product, ends, False)
-    _put(ends[s0 * width : s1 * width], state[: (s1 - s0) * width])
+    _put(view(ends, s0 * width, (s1 - s0) * width), state)
     for s in range(max(s0, 1), min(s1, S - 1)):  # the first one's start is known, the last one's end is not asked for
         for j in range(B):
-            image = maps[(s * B + j) * H * ld : (s * B + j + 1) * H * ld]
+            image = view(maps, (s * B + j) * H * ld, H * ld)
             alive[s * B + j] = _map(s, j, n, T, B, H, ld, panels, w, zero, g, image, product, faded)
 
 
@@ -201,19 +217,17 @@ def dense_carry(s0, s1, B, H, ld, ends, maps, alive, state, start):
     _fill(start, np.float32(0))
     for s in range(s1):
         if s >= s0:
-            _put(state[(s - s0) * width : (s - s0 + 1) * width], start[:width])
-        after = start[width:]
-        _put(after, ends[s * width : (s + 1) * width])
+            _put(view(state, (s - s0) * width, width), start)
+        after = view(start, width, width)
+        _put(after, view(ends, s * width, width))
         if s > 0:
             for j in range(B):
                 if alive[s * B + j]:
                     for i in range(H):
-                        factor = start[j * ld + i]
-                        first = ((s * B + j) * H + i) * ld
-                        for k in range(ld):
-                            after[j * ld + k] += factor * maps[first + k]
-        _put(start[:width], after)
-        _finite(start[:width])  # infinity times 0 must not spoil the steps that are right already
+                        image = view(maps, ((s * B + j) * H + i) * ld, ld)
+                        _add_scaled(view(after, j * ld, ld), start[j * ld + i], image)
+        _put(view(start, 0, width), after)
+        _finite(view(start, 0, width))  # infinity times 0 must not spoil the steps that are right already
 
 
 # --- the diagonal scan: a[t] = g[t] * diag(W), one number an element --------------------------------------------------
@@ -236,26 +250,25 @@ def _recur(g, diagonal, r, state):
 @jit()
 def diagonal_reduce(rank, t0, t1, width, diagonal, g, r, ends, factors):
     """Where this thread's steps end from a zero start, and the product of their a[t]."""
-    end, factor = ends[rank * width : (rank + 1) * width], factors[rank * width : (rank + 1) * width]
+    end, factor = view(ends, rank * width, width), view(factors, rank * width, width)
     _fill(end, np.float32(0))
     _fill(factor, np.float32(1))
     for t in range(t0, t1):
-        time = slice(t * width, (t + 1) * width)
-        _compose(g[time], diagonal, r[time], end, factor)
+        _compose(view(g, t * width, width), diagonal, view(r, t * width, width), end, factor)
 
 
 @jit()
 def diagonal_apply(rank, t0, t1, width, diagonal, g, r, ends, factors, state, h):
     """Carry the start over from the threads before, then run again, correcting h."""
-    _fill(state[:width], np.float32(0))
+    _fill(view(state, 0, width), np.float32(0))
     for other in range(rank):
         for i in range(width):
             state[i] = factors[other * width + i] * state[i] + ends[other * width + i]
-        _finite(state[:width])
+        _finite(view(state, 0, width))
+    d = view(state, 0, width)
     for t in range(t0, t1):
-        time = slice(t * width, (t + 1) * width)
-        _recur(g[time], diagonal, r[time], state[:width])
-        _correct(h[(t + 1) * width : (t + 2) * width], state[:width])
+        _recur(view(g, t * width, width), diagonal, view(r, t * width, width), d)
+        _correct(view(h, (t + 1) * width, width), d)
 
 
 # --- segments: each swept step by step, all of them at once -----------------------------------------------------------
@@ -272,20 +285,18 @@ def sweep(s0, s1, n, T, B, H, ld, panels, w, z, h, state, product, again):
     for i in range(n):
         for s in range(s0, s1):
             t = min(s * n + i, T - 1)
-            _put(product[(s - s0) * width : (s - s0 + 1) * width], z[t * width : (t + 1) * width])
+            _put(view(product, (s - s0) * width, width), view(z, t * width, width))
         for q in range(ld // WIDTH):
-            at = q * WIDTH
-            multiply(state, 0, ld, rows, H, panels, w + q * H * WIDTH, product, at, ld, product, at, ld)
-        tanh_inplace(product[: rows * ld])
-        _put(state[: rows * ld], product[: rows * ld])
+            multiply(state, 0, ld, rows, H, panels, w + q * H * WIDTH, product, q * WIDTH, ld, product, q * WIDTH, ld)
+        tanh_inplace(view(product, 0, rows * ld))
         same = again
         for s in range(s0, s1):
             t = s * n + i
             if t < T:
-                here = slice((s - s0) * width, (s - s0 + 1) * width)
-                there = h[(t + 1) * width : (t + 2) * width]
-                same = same and _equal(there, state[here])
-                _put(there, state[here])
+                now, there = view(product, (s - s0) * width, width), view(h, (t + 1) * width, width)
+                same = same and _equal(there, now)
+                _put(there, now)
+        state, product = product, state
         if same:
             return
 
@@ -304,7 +315,7 @@ def _equal(a, b):
 @jit()
 def solve_body(
     rank, size, kind, z, h, g, r, panels, w, diagonal, ends, maps, alive, scratch, sync, partial, history,
-    S, n, T, B, H, ld, keep, faded, most, tolerance,
+    S, n, T, B, H, ld, keep, faded, most, tolerance, fresh,
 ):  # fmt: skip
     """Iterate until the residual is at most `tolerance`, or `most` times; then h is f, one evaluation further on.
 
@@ -321,6 +332,16 @@ def solve_body(
     zero = own[-2 * width - ld : -2 * width]
     epoch = corrections = stalled = 0
     best = np.inf
+    if kind == SEGMENTS and fresh:  # to evaluate a guess of zeros would tell nothing, and cost as much as a sweep
+        _fill(state, np.float32(0))
+        if s0 == 0:
+            _put(view(state, 0, width), h)
+        sweep(s0, s1, n, T, B, H, ld, panels, w, z, h, state, product, False)
+        epoch += 1
+        barrier(sync, rank, size, epoch)
+        corrections = 1
+        if rank == 0:
+            history[0] = 1.0
     while True:
         mine = (2 * rank + corrections % 2) * LINE
         partial[mine], partial[mine + 1] = evaluate(t0 * B, t1 * B, z, h, g, r, panels, w, keep, B, H, ld)
@@ -341,7 +362,7 @@ def solve_body(
         if not residual > tolerance or corrections == most or (stalled >= STALLED and residual < SMALL):
             break
         if kind == JACOBI:
-            _add(h[(t0 + 1) * width : (t1 + 1) * width], r[t0 * width : t1 * width])
+            _add(view(h, (t0 + 1) * width, (t1 - t0) * width), view(r, t0 * width, (t1 - t0) * width))
         elif kind == DIAGONAL:
             diagonal_reduce(rank, t0, t1, width, diagonal, g, r, ends, maps)
             epoch += 1
@@ -355,14 +376,14 @@ def solve_body(
             _roll(s0, s1, n, T, B, H, ld, panels, w, zero, g, r, state, product, h, True)
         else:
             for s in range(s0, s1):
-                _put(state[(s - s0) * width : (s - s0 + 1) * width], h[s * n * width : (s * n + 1) * width])
+                _put(view(state, (s - s0) * width, width), view(h, s * n * width, width))
             epoch += 1
             barrier(sync, rank, size, epoch)  # a segment's start is the end of the one before, soon swept anew
-            sweep(s0, s1, n, T, B, H, ld, panels, w, z, h, state, product, corrections > 0)
+            sweep(s0, s1, n, T, B, H, ld, panels, w, z, h, state, product, True)
         epoch += 1
         barrier(sync, rank, size, epoch)
         corrections += 1
-    _add(h[(t0 + 1) * width : (t1 + 1) * width], r[t0 * width : t1 * width])
+    _add(view(h, (t0 + 1) * width, (t1 - t0) * width), view(r, t0 * width, (t1 - t0) * width))
     if rank == 0:
         history[most + 1] = corrections
         history[most + 2] = np.sqrt(total / (T * B * H))
@@ -371,12 +392,12 @@ def solve_body(
 @jit(parallel=True)
 def solve_region(
     size, kind, z, h, g, r, panels, w, diagonal, ends, maps, alive, scratch, sync, partial, history,
-    S, n, T, B, H, ld, keep, faded, most, tolerance,
+    S, n, T, B, H, ld, keep, faded, most, tolerance, fresh,
 ):  # fmt: skip
     for rank in prange(size):
         solve_body(
             np.int64(rank), size, kind, z, h, g, r, panels, w, diagonal, ends, maps, alive, scratch, sync,
-            partial, history, S, n, T, B, H, ld, keep, faded, most, tolerance,
+            partial, history, S, n, T, B, H, ld, keep, faded, most, tolerance, fresh,
         )  # fmt: skip
 
 
@@ -400,36 +421,34 @@ def growth_body(rank, size, g, r, noise, panels, w, scratch, growth, error, S, n
     state, product, zero = own[: 2 * half], own[2 * half : 4 * half], own[-2 * width - ld : -2 * width]
     _fill(state, np.float32(0))
     for row in range((s1 - s0) * B):
-        _put(state[row * ld : row * ld + H], noise[row % LOOK : row % LOOK + H])
+        _put(view(state, row * ld, H), view(noise, row % LOOK, H))
     for k in range(s0 * B, s1 * B):
         growth[k] = 0.0
     for i in range(-WARM, n):
         if i == 0:
             for k in range(s0 * B, s1 * B):
-                _normalise(state[(k - s0 * B) * ld : (k - s0 * B + 1) * ld])
+                _normalise(view(state, (k - s0 * B) * ld, ld))
         for q in range(ld // WIDTH):
-            at = q * WIDTH
-            multiply(state, 0, ld, rows, H, panels, w + q * H * WIDTH, zero, 0, 0, product, at, ld)
+            multiply(state, 0, ld, rows, H, panels, w + q * H * WIDTH, zero, 0, 0, product, q * WIDTH, ld)
         for s in range(s0, s1):
             t = s * n + i
             if 0 <= t < T:
-                time = slice(t * width, (t + 1) * width)
-                here = slice((s - s0) * width, (s - s0 + 1) * width)
-                _stretch(g[time], product[here], state[here], keep)
+                here, slope = (s - s0) * width, view(g, t * width, width)
+                _stretch(slope, view(product, here, width), view(state, here, width), keep)
                 if i >= 0:
-                    there = slice(half + (s - s0) * width, half + (s - s0 + 1) * width)
-                    luck = 37 * t % (noise.size - width)
-                    _gather(g[time], product[there], r[time], noise[luck : luck + width], state[there], keep)
+                    luck = view(noise, 37 * t % (noise.size - width), width)
+                    there, new = half + here, view(r, t * width, width)
+                    _gather(slope, view(product, there, width), new, luck, view(state, there, width), keep)
         if i % LOOK == LOOK - 1 or i == n - 1:
             for k in range(s0 * B, s1 * B):
-                length = _normalise(state[(k - s0 * B) * ld : (k - s0 * B + 1) * ld])
+                length = _normalise(view(state, (k - s0 * B) * ld, ld))
                 if i >= 0:
                     growth[k] += np.log(length)
     for k in range(s0 * B, s1 * B):
-        at = half + (k - s0 * B) * ld
+        new = view(state, half + (k - s0 * B) * ld, H)
         total = 0.0
-        for i in range(at, at + H):
-            total += state[i] * state[i]
+        for i in range(H):
+            total += new[i] * new[i]
         error[k] = np.sqrt(total / H)
 
 
@@ -456,6 +475,19 @@ def _normalise(v):
     for i in range(v.size):
         v[i] = np.float32(v[i] / length)
     return length
+
+
+@jit()
+def carry_errors(growth, error, carried):
+    """The errors of the segments (S,B) one after another, from those `carried` into the first, which becomes those
+    carried out of the last. Returns the worst on the way; infinity where one is no number.
+    """
+    worst = 0.0
+    for s in range(len(growth)):
+        for j in range(len(carried)):
+            carried[j] = carried[j] * np.exp(growth[s, j]) + error[s, j]
+            worst = max(worst, carried[j] if carried[j] >= 0 else np.inf)
+    return worst
 
 
 @jit(parallel=True)
@@ -528,3 +560,48 @@ def scan_region(size, dense, h, g, r, panels, w, diagonal, ends, maps, alive, sc
             np.int64(rank), size, dense, h, g, r, panels, w, diagonal, ends, maps, alive, scratch, sync,
             S, n, T, B, H, ld, faded,
         )  # fmt: skip
+
+
+class Scan:
+    """One linear recurrence on threads: `run()` computes `d` (T,B,H) of d[t] = J[t] d[t-1] + r[t] from d[-1] = 0.
+
+    J[t] = diag(g[t]) W, or diag(g[t] * W.diagonal()) where not `dense`; g, r (T,B,H), W (H,H), float32. S segments;
+    one thread has no use for any, but the work stays the same. Where an element of d leaves [-1, 1] it is cut off,
+    as a correction to a state is. faded=0 carries every map to the end of its segment.
+    """
+
+    def __init__(self, W: np.ndarray, g: np.ndarray, r: np.ndarray, threads: int, S: int, dense: bool = True,
+                 faded: float = FADED):  # fmt: skip
+        T, B, H = r.shape
+        ld, n = round_up(H, WIDTH), -(-T // S)
+        S = -(-T // n)
+        own = max(S * (rank + 1) // threads - S * rank // threads for rank in range(threads))
+        wide = lambda a: _padded(a, ld)  # noqa: E731
+        self.team, self.shape, self.ld = Team(threads, scan_body, scan_region), r.shape, ld
+        self.h, self.sync = aligned((T + 1) * B * ld), aligned(threads * LINE, np.int64)
+        rows = max(own, 1) * B * ld
+        scratch = aligned(threads * (rows + max(rows, H * ld) + ld + 2 * B * ld)).reshape(threads, -1)
+        maps = aligned((S * H if dense else threads) * B * ld)
+        diagonal = np.tile(wide(W.diagonal().reshape(1, 1, H).astype(np.float32)), B)
+        self.arguments = (
+            dense, self.h, wide(g), wide(r), pack(W), 0, diagonal, aligned(max(S, threads) * B * ld), maps,
+            np.zeros(S * B, np.bool_), scratch, self.sync, S, n, T, B, H, ld, np.float32(faded),
+        )  # fmt: skip
+
+    def run(self) -> None:
+        self.sync.fill(0)
+        self.team.run(*self.arguments)
+
+    @property
+    def d(self) -> np.ndarray:
+        """The result of the first run (each further run adds to it)."""
+        T, B, H = self.shape
+        return self.h.reshape(T + 1, B, self.ld)[1:, :, :H].copy()
+
+
+def _padded(a: np.ndarray, ld: int) -> np.ndarray:
+    """(T,B,H) with H padded to ld by zeros, flat."""
+    T, B, H = a.shape
+    out = aligned(T * B * ld)
+    out.reshape(T, B, ld)[:, :, :H] = a
+    return out
