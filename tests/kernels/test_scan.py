@@ -11,7 +11,7 @@ SHAPES = [(1, 1, 1), (2, 3, 1), (17, 1, 5), (64, 2, 33), (131, 1, 40)]  # T, B, 
 
 def problem(shape, radius=0.8, size=0.01, seed=0):
     """W, g and r of a recurrence whose d stays within [-1, 1]."""
-    T, B, H = shape
+    H = shape[2]
     rng = np.random.default_rng(seed)
     W = rng.standard_normal((H, H)) * radius / np.sqrt(H)
     g, r = rng.uniform(0.5, 1, shape), size * rng.standard_normal(shape)
