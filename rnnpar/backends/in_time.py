@@ -75,8 +75,8 @@ def jacobi(net: RNN, threads: int, dtype: str = "float32", window: int | None = 
 
     Parallelises: time steps, each iteration one product over all of them. Synchronises: one barrier an iteration.
     Moves: all T states, in every iteration. After k iterations the first k steps are exact, whatever the network; a
-    network that forgets its start within m steps is done after some m iterations. `max_iterations` (a window's
-    length by default, which always suffices) bounds them.
+    network that forgets its start within m steps is done after some m iterations. `max_iterations` bounds them: by
+    default a window's length, which always suffices, or 5,000.
     """
     return InTime("jacobi", net, threads, dtype, window, max_iterations, 0.0, array_module)
 
@@ -119,7 +119,7 @@ def deer(net: RNN, threads: int, dtype: str = "float32", window: int | None = No
 
 
 KINDS = {"jacobi": scan.JACOBI, "segments": scan.SEGMENTS, "quasi_deer": scan.DIAGONAL, "deer": scan.DENSE}
-MOST = {"quasi_deer": 1000, "deer": 100}  # corrections of a window by default, where its length does not bound them
+MOST = {"jacobi": 5000, "segments": 5000, "quasi_deer": 5000, "deer": 200}  # corrections of a window, by default
 
 
 # --- windows, segments, and the bytes that they take ------------------------------------------------------------------
@@ -226,7 +226,7 @@ class InTime:
         plan = self._plan(*x.shape[:2])
         state = _Sums(plan, self.net.num_layers, self.engine.name)
         self.info = state.info
-        most = self.most or min(MOST.get(self.name, plan.window), plan.window)
+        most = self.most or min(MOST[self.name], plan.window)
         y, h = self.engine.begin(plan, x, h0)
         for t0 in range(0, plan.T, plan.window):
             steps = min(plan.window, plan.T - t0)

@@ -32,6 +32,7 @@ from rnnpar.kernels.tile import WIDTH, aligned, at, multiply, pack, round_up
 JACOBI, DENSE, DIAGONAL, SEGMENTS = range(4)  # how an iteration corrects h
 FADED = 1e-8  # a map whose entries are all below it no longer tells the end of a segment from where it started
 LOOK = 8  # steps between two looks at a map, or at the length of a tangent
+NOTHING = -25.0  # the logarithm of a growth that leaves nothing of an error: e^-25 is 1e-11
 WARM = 24  # steps in which a tangent turns towards the direction that grows fastest
 ROUNDING = 1.5e-7  # what a step's product, sum and tanh in float32 may add to the error of a state
 BLOCK = 64  # rows of one product in `evaluate`: they stay in the first cache from the product to the residual
@@ -278,7 +279,7 @@ def diagonal_apply(rank, t0, t1, width, diagonal, g, r, ends, factors, state, h)
 def sweep(s0, s1, n, T, B, H, ld, panels, w, z, h, state, product, again):
     """h[t] = tanh(z[t] + W h[t-1]) through the segments s0 to s1 as one batch, from the starts in `state`.
 
-    With `again`, it stops where no bit of h changes any more: from there on all is as it was.
+    With `again`, it stops where no element of h changes by more than a rounding: from there on all is as it was.
     """
     width = B * ld
     rows = (s1 - s0) * B
@@ -294,7 +295,7 @@ def sweep(s0, s1, n, T, B, H, ld, panels, w, z, h, state, product, again):
             t = s * n + i
             if t < T:
                 now, there = view(product, (s - s0) * width, width), view(h, (t + 1) * width, width)
-                same = same and _equal(there, now)
+                same = same and _apart(there, now) <= ROUNDING
                 _put(there, now)
         state, product = product, state
         if same:
@@ -302,11 +303,19 @@ def sweep(s0, s1, n, T, B, H, ld, panels, w, z, h, state, product, again):
 
 
 @jit()
-def _equal(a, b):
-    differ = 0
+def _resume(s0, s1, n, width, state, h):
+    """The segments s0 to s1 are to start from where those before them ended."""
+    for s in range(s0, s1):
+        _put(view(state, (s - s0) * width, width), view(h, s * n * width, width))
+
+
+@jit()
+def _apart(a, b):
+    """The largest |a - b|, of bits as in `_largest`."""
+    most = np.int32(0)
     for i in range(a.size):
-        differ += a[i] != b[i]
-    return differ == 0
+        most = max(most, np.float32(a[i] - b[i]).view(np.int32) & np.int32(0x7FFFFFFF))
+    return np.int32(most).view(np.float32)
 
 
 # --- the iteration ----------------------------------------------------------------------------------------------------
@@ -332,7 +341,7 @@ def solve_body(
     zero = own[-2 * width - ld : -2 * width]
     epoch = corrections = stalled = 0
     best = np.inf
-    if kind == SEGMENTS and fresh:  # to evaluate a guess of zeros would tell nothing, and cost as much as a sweep
+    if kind == SEGMENTS and fresh:  # evaluating what is known to be only a guess would cost as much as a sweep
         _fill(state, np.float32(0))
         if s0 == 0:
             _put(view(state, 0, width), h)
@@ -340,8 +349,16 @@ def solve_body(
         epoch += 1
         barrier(sync, rank, size, epoch)
         corrections = 1
-        if rank == 0:
-            history[0] = 1.0
+        history[0] = np.inf
+        if S > 1 and most > 1:
+            _resume(s0, s1, n, width, state, h)
+            epoch += 1
+            barrier(sync, rank, size, epoch)
+            sweep(s0, s1, n, T, B, H, ld, panels, w, z, h, state, product, True)
+            epoch += 1
+            barrier(sync, rank, size, epoch)
+            corrections = 2
+            history[1] = np.inf
     while True:
         mine = (2 * rank + corrections % 2) * LINE
         partial[mine], partial[mine + 1] = evaluate(t0 * B, t1 * B, z, h, g, r, panels, w, keep, B, H, ld)
@@ -375,8 +392,7 @@ def solve_body(
             dense_carry(s0, s1, B, H, ld, ends, maps, alive, state, start)
             _roll(s0, s1, n, T, B, H, ld, panels, w, zero, g, r, state, product, h, True)
         else:
-            for s in range(s0, s1):
-                _put(view(state, (s - s0) * width, width), view(h, s * n * width, width))
+            _resume(s0, s1, n, width, state, h)
             epoch += 1
             barrier(sync, rank, size, epoch)  # a segment's start is the end of the one before, soon swept anew
             sweep(s0, s1, n, T, B, H, ld, panels, w, z, h, state, product, True)
@@ -408,48 +424,53 @@ def solve_region(
 def growth_body(rank, size, g, r, noise, panels, w, scratch, growth, error, S, n, T, B, H, ld, keep):
     """How each segment carries errors on: growth (S,B), the factor's logarithm, and error (S,B), what is new in it.
 
-    Two tangents run along the segment. The first has any direction, and WARM steps before the segment to find the one
-    that grows fastest: the logarithm of its growth, a step, is the largest Lyapunov exponent. The second begins with
-    0 and gathers what the residuals r and the rounding (`noise`) of each step add: the linear estimate of the error
-    at the segment's end, as a root mean square over H.
+    Two tangents run along the segment. The first begins with 0 and gathers what the residuals r and the rounding
+    (`noise`) of each step add: the linear estimate of the error at the segment's end, as a root mean square over H.
+    The second has any direction, and WARM steps before the segment to find the one that grows fastest: the logarithm
+    of its growth, a step, is the largest Lyapunov exponent. It stops early where nothing is left of any error.
     """
     s0, s1 = S * rank // size, S * (rank + 1) // size
     width = B * ld
     half = (s1 - s0) * width  # the first tangents' rows, then the second ones'
-    rows = 2 * (s1 - s0) * B
+    rows, both = (s1 - s0) * B, True
     own = scratch[rank]
     state, product, zero = own[: 2 * half], own[2 * half : 4 * half], own[-2 * width - ld : -2 * width]
     _fill(state, np.float32(0))
-    for row in range((s1 - s0) * B):
-        _put(view(state, row * ld, H), view(noise, row % LOOK, H))
-    for k in range(s0 * B, s1 * B):
-        growth[k] = 0.0
+    for row in range(rows):
+        _put(view(state, half + row * ld, H), view(noise, row % LOOK, H))
+        growth[s0 * B + row] = 0.0
     for i in range(-WARM, n):
         if i == 0:
-            for k in range(s0 * B, s1 * B):
-                _normalise(view(state, (k - s0 * B) * ld, ld))
+            for row in range(rows):
+                _normalise(view(state, half + row * ld, ld))
         for q in range(ld // WIDTH):
-            multiply(state, 0, ld, rows, H, panels, w + q * H * WIDTH, zero, 0, 0, product, q * WIDTH, ld)
+            multiply(state, 0, ld, (1 + both) * rows, H, panels, w + q * H * WIDTH, zero, 0, 0, product, q * WIDTH, ld)
         for s in range(s0, s1):
             t = s * n + i
             if 0 <= t < T:
                 here, slope = (s - s0) * width, view(g, t * width, width)
-                _stretch(slope, view(product, here, width), view(state, here, width), keep)
                 if i >= 0:
-                    luck = view(noise, 37 * t % (noise.size - width), width)
-                    there, new = half + here, view(r, t * width, width)
-                    _gather(slope, view(product, there, width), new, luck, view(state, there, width), keep)
-        if i % LOOK == LOOK - 1 or i == n - 1:
-            for k in range(s0 * B, s1 * B):
-                length = _normalise(view(state, (k - s0 * B) * ld, ld))
+                    luck, new = view(noise, 37 * t % (noise.size - width), width), view(r, t * width, width)
+                    _gather(slope, view(product, here, width), new, luck, view(state, here, width), keep)
+                if both:
+                    _stretch(slope, view(product, half + here, width), view(state, half + here, width), keep)
+        if both and (i % LOOK == LOOK - 1 or i == n - 1):
+            most = -np.inf
+            for row in range(rows):
+                length = _normalise(view(state, half + row * ld, ld))
                 if i >= 0:
-                    growth[k] += np.log(length)
-    for k in range(s0 * B, s1 * B):
-        new = view(state, half + (k - s0 * B) * ld, H)
+                    growth[s0 * B + row] += np.log(length)
+                    most = max(most, growth[s0 * B + row])
+            if i >= WARM and most < NOTHING:
+                both = False
+                for row in range(rows):
+                    growth[s0 * B + row] *= min(n, T - (s0 + row // B) * n) / (i + 1)
+    for row in range(rows):
+        new = view(state, row * ld, H)
         total = 0.0
         for i in range(H):
             total += new[i] * new[i]
-        error[k] = np.sqrt(total / H)
+        error[s0 * B + row] = np.sqrt(total / H)
 
 
 @jit(fastmath=CONTRACT)
