@@ -230,7 +230,7 @@ def _wavefront(model: Model, work: Work, threads: int) -> float:
 
 # --- parallel in time: a window of steps at once, several times over --------------------------------------------------
 
-ITERATIONS = {"jacobi": 30, "segments": 1, "quasi_deer": 14, "deer": 6}  # of a network with an exponent of about -0.5
+ITERATIONS = {"jacobi": 25, "segments": 1, "quasi_deer": 25, "deer": 4}  # of a network with an exponent of about -0.5
 FADES = 40  # steps until such a network has forgotten its start, and a segment's map has faded away
 SEGMENTS = {"segments": (32, 128)}  # segments a thread at most, and their shortest length: as in backends/in_time.py
 ELSE = (8, 64)

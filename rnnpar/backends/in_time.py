@@ -156,7 +156,7 @@ class Plan:
         if xp:
             states = itemsize * window * B * H  # z and h, x as the array code has it, logits and softmax
             around = itemsize * window * B * (2 * work.I + 3 * work.O)
-            total += 3 * states + max(around, scan_arrays.array_bytes(kind, window, B, H, S, itemsize))
+            total += 2 * states + max(around, scan_arrays.array_bytes(kind, window, B, H, S, itemsize))
         else:
             total += 4 * (4 * window + 1) * B * ld + 4 * threads * plan.scratch(H)
             total += 4 * plan.ends() + 4 * plan.maps(H, threads) + 64 * round_up(work.O, WIDTH) * 4 * threads

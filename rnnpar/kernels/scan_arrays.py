@@ -167,5 +167,5 @@ def array_bytes(kind: int, T: int, B: int, H: int, S: int, itemsize: int) -> int
     """The most bytes that `solve` and `growth` hold at once, besides z and h."""
     states, n = T * B * H, math.ceil(T / S)
     padded = S * n * B * H
-    maps = 3 * S * B * H * H if kind == DENSE else 0
-    return itemsize * (3 * states + 4 * padded + maps)
+    maps = 2 * S * B * H * H if kind == DENSE else 0
+    return itemsize * (3 * states + 3 * padded + maps)
