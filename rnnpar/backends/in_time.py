@@ -497,7 +497,7 @@ class Arrays:
         _, U, b = self.layers[layer]
         below = self.xp.asarray(self.x[t0 : t0 + steps], self.dtype) if layer == 0 else self.h[1:]
         with one_blas_thread():
-            self.z = below @ U.T
+            self.z = (below.reshape(-1, U.shape[1]) @ U.T).reshape(steps, self.plan.B, len(U))
         self.z += b
         self.h = self.xp.zeros((steps + 1, self.plan.B, self.net.hidden_size), self.dtype)
         self.h[0] = self.state[layer]
@@ -525,7 +525,7 @@ class Arrays:
 
     def outputs(self, t0: int, steps: int, y: np.ndarray) -> None:
         with one_blas_thread():
-            o = self.h[1:] @ self.V.T
+            o = (self.h[1:].reshape(-1, self.V.shape[1]) @ self.V.T).reshape(steps, self.plan.B, len(self.V))
         o += self.c
         o -= o.max(axis=-1, keepdims=True)
         e = self.xp.exp(o, out=o)

@@ -28,6 +28,11 @@ def whole_of(xp: ModuleType, a: Array, T: int) -> Array:
     return xp.ascontiguousarray(a.swapaxes(0, 1)).reshape(n * S, *a.shape[2:])[:T]
 
 
+def times(a: Array, W: Array) -> Array:
+    """W times every row of a (...,H), as one product: over several axes NumPy would make many small ones."""
+    return (a.reshape(-1, a.shape[-1]) @ W.T).reshape(a.shape)
+
+
 def dense_scan(xp: ModuleType, W: Array, g: Array, r: Array, S: int) -> Array:
     """d[t] = g[t] * (W d[t-1]) + r[t] from d[-1] = 0: (T,B,H). g, r: (T,B,H).
 
@@ -43,14 +48,14 @@ def dense_scan(xp: ModuleType, W: Array, g: Array, r: Array, S: int) -> Array:
     images = xp.zeros((S, B, H, H), r.dtype)  # row i: where the unit vector e_i is carried
     images[:] = xp.eye(H, dtype=r.dtype)
     for i in range(n):
-        end = g[i] * (end @ W.T) + r[i]
-        images = images @ W.T
+        end = g[i] * times(end, W) + r[i]
+        images = times(images, W)
         images *= g[i][:, :, None, :]
     state = xp.zeros_like(end)
     state[1:] = _ends_so_far(xp, images, end)[:-1]
     d = xp.empty_like(r)
     for i in range(n):
-        state = g[i] * (state @ W.T) + r[i]
+        state = g[i] * times(state, W) + r[i]
         d[i] = state
     return whole_of(xp, d, T)
 
@@ -99,7 +104,7 @@ def sweep(xp: ModuleType, W: Array, z: Array, h: Array, S: int) -> None:
     steps = segments_of(xp, z, S, n)
     state = h[:T:n].copy()
     for i in range(n):
-        state = xp.tanh(steps[i] + state @ W.T)
+        state = xp.tanh(steps[i] + times(state, W))
         steps[i] = state
     h[1:] = whole_of(xp, steps, T)
 
@@ -112,7 +117,7 @@ def solve(
     diagonal = W.diagonal()
     small = SMALL if W.itemsize == 4 else 1e-9 * SMALL
     while True:
-        f = xp.tanh(z + h[:-1] @ W.T)
+        f = xp.tanh(z + times(h[:-1], W))
         g = (1 - f) * (1 + f) * xp.asarray(keep, f.dtype)
         r = f - h[1:]
         residuals.append(float(abs(r).max()))
@@ -143,15 +148,15 @@ def growth(xp: ModuleType, W: Array, g: Array, r: Array, noise: Array, S: int) -
     starts = xp.arange(S) * n
     for i in range(-WARM, 0):
         live = -(i // n)  # the first segment that has a step i: before it, time had not begun
-        tangent[live:] = g[starts[live:] + i] * (tangent[live:] @ W.T)
+        tangent[live:] = g[starts[live:] + i] * times(tangent[live:], W)
         tangent = _normalised(xp, tangent)[0]
     g, r = segments_of(xp, g, S, n), segments_of(xp, r, S, n)
     logs = xp.zeros((S, B), r.dtype)
     steps_in_last = T - (S - 1) * n
     for i in range(n):
         live = S if i < steps_in_last else S - 1
-        tangent[:live] = g[i, :live] * (tangent @ W.T)[:live]
-        error[:live] = (g[i] * (error @ W.T) + r[i] + xp.roll(noise[:S], 7 * i, axis=2))[:live]
+        tangent[:live] = g[i, :live] * times(tangent, W)[:live]
+        error[:live] = (g[i] * times(error, W) + r[i] + xp.roll(noise[:S], 7 * i, axis=2))[:live]
         if i % LOOK == LOOK - 1 or i == n - 1:
             tangent, length = _normalised(xp, tangent)
             logs += xp.log(length)
