@@ -245,7 +245,13 @@ def windows(T: int, least: int = 64) -> list[int]:
 
 
 def best_window(method: str, work: Work, threads: int, choices: list[int]) -> int:
-    """The window for which the model expects the shortest time; the longest of equals."""
+    """The window for which the model expects the shortest time; the longest of equals.
+
+    Only windows whose states stay in the threads' second-level caches from one iteration to the next, if there are
+    any: an iteration reads and writes four arrays of states, and from memory it would take about twice as long.
+    """
+    near = threads * machine.caches().get("L2", 2**20)
+    choices = [window for window in choices if 16 * window * work.B * work.H <= near] or [min(choices)]
     if len(choices) == 1:
         return choices[0]
     seconds = {window: in_time_seconds(here(), method.split("/")[1], work, threads, window) for window in choices}

@@ -256,16 +256,29 @@ def times(frame: pd.DataFrame, axis: str, **fixed: int) -> dict[str, dict[int, p
 PROCESSORS = [2**k for k in range(15)]
 
 
+def chain_seconds(frame: pd.DataFrame, H: int, T: int) -> float | None:
+    """Measured seconds of a step along the chain alone: serial/compiled less what in_time takes for U x and V h."""
+    rows = frame[(frame["workload"] == "random") & (frame["H"] == H) & (frame["T"] == T) & (frame["threads"] == 1)]
+    if "inputs" not in rows:
+        return None
+    around = (rows["inputs"] + rows["outputs"]).dropna().median()
+    whole = plots.medians(plots.steady(rows[rows["method"] == "serial/compiled"]), ["method"]).get("serial/compiled")
+    return (whole.value - around) / T if whole and around < whole.value else None
+
+
 def on_processors(
-    cost: model.Model, method: str, p: int, H: int, T: int, memory: int = 40, iterations: float = 4
-) -> float:
+    cost: model.Model, method: str, p: int, H: int, T: int, chain: float | None = None, memory: int = 40,
+    iterations: float = 4,
+) -> float:  # fmt: skip
     """Seconds of the recurrence alone, on p processors like a core of this machine: what the chapter predicts with.
 
-    Along the chain: T steps, and with several processors a meeting in each, whose cost grows with log2(p). In time:
-    passes over all steps, shared by all, and for each iteration log2(p) rounds of meeting; a segment shorter than
-    the network's `memory` needs more sweeps (segments), or maps of H rows to its end (deer).
+    Along the chain: T steps of `chain` seconds (the model's, by default), and with several processors a meeting in
+    each, whose cost grows with log2(p). In time: passes over all steps, shared by all, and for each iteration log2(p)
+    rounds of meeting; a segment shorter than the network's `memory` needs more sweeps (segments), or maps of H rows to
+    its end (deer).
     """
-    chain, row = cost.step(1, H, H), cost.product(64, H, H) / 64 + cost.line("tanh", 0, 2 * H)
+    chain = chain or cost.step(1, H, H)
+    row = cost.product(64, H, H) / 64 + cost.line("tanh", 0, 2 * H)
     meet = cost.meet(2, H) * max(1.0, math.log2(p)) if p > 1 else 0.0
     n = max(1.0, T / p)  # steps a processor
     panels = max(1, math.ceil(H / cost.width))
@@ -277,19 +290,19 @@ def on_processors(
     if method == "in_time/jacobi":
         return memory * (n * row + meet) + check
     if method == "in_time/quasi_deer":
-        return memory * (2 * n * row + 2 * meet * 2) + check
+        return memory * (2 * n * row + 4 * meet) + check
     if method == "in_time/segments":
-        sweeps = 1 + math.ceil(memory / n)
-        return sweeps * (min(n, memory) * row + meet) + max(0.0, n - memory) * row + n * row + check
+        again = math.ceil(memory / n) * (min(n, memory) * row + meet)
+        return 2 * n * row + again + check  # a whole sweep and the last evaluation, and each start anew
     maps = min(n, memory) * H * row + (math.log2(p) * H * row if n < memory else 0.0)
     return iterations * (3 * n * row + maps + 3 * meet) + n * row + check
 
 
-def crossover(cost: model.Model, method: str, H: int, T: int, memory: int = 40, iterations: float = 4) -> int | None:
+def crossover(cost: model.Model, method: str, H: int, T: int, chain: float | None = None) -> int | None:
     """The fewest processors (a power of two) with which `method` is ahead of the chain, on one or on all of them."""
     for p in PROCESSORS:
-        chain = min(on_processors(cost, name, p, H, T) for name in ("serial/compiled", "threads/rows"))
-        if on_processors(cost, method, p, H, T, memory, iterations) < chain:
+        sequential = min(on_processors(cost, name, p, H, T, chain) for name in ("serial/compiled", "threads/rows"))
+        if on_processors(cost, method, p, H, T, chain) < sequential:
             return p
     return None
 
@@ -406,16 +419,14 @@ def time_figure(frame: pd.DataFrame, axis: str = "T") -> Figure:
 def processors_figure(cost: model.Model | None, frame: pd.DataFrame, name: str, H: int = 32, T: int = 65536) -> Figure:
     """The recurrence's predicted time a step against processors; measured points (solve and check) where there are."""
     title = "On how many processors does it pay?"
-    under = (
-        f"Predicted time a step of the recurrence, H = {H}, T = {T:,}, cores like one of this machine. Dots: measured."
-    )
+    under = f"Predicted time a step of the recurrence, H = {H}, T = {T:,}, cores like this machine's. Marks: measured."
     figure, (ax,) = plots.page(title, under, tell.peaks_corner(name), [3.6], right=1.6)
     if cost is None:
         plots.nothing(ax)
         return figure
-    ends = []
+    ends, chain = [], chain_seconds(frame, H, T)
     for method in ["serial/compiled", "threads/rows", *OURS]:
-        line = [1e6 * on_processors(cost, method, p, H, T) / T for p in PROCESSORS]
+        line = [1e6 * on_processors(cost, method, p, H, T, chain) / T for p in PROCESSORS]
         colour, marker = plots.look(method)
         ax.plot(PROCESSORS, line, color=colour, ls=(0, (4, 2)), lw=1.6)
         ends.append((PROCESSORS[-1], line[-1], method, colour))
@@ -450,18 +461,18 @@ def memory_figure(T: int = 65536, threads: int = 2) -> Figure:
         return [Plan.of(name, model.Work(T, 1, 16, H, 16), threads, T, False, 4).bytes for H in sizes]
 
     lines = {
-        "a Jacobian a step": ([4.0 * T * H * H for H in sizes], plots.RED),
+        "a Jacobian a step": ([4.0 * T * H * H for H in sizes], plots.BLUE),
         "deer: a map a segment": (ours("deer"), plots.look("in_time/deer").colour),
-        "jacobi, segments, quasi_deer": (ours("jacobi"), plots.look("in_time/jacobi").colour),
+        "the other methods": (ours("jacobi"), plots.look("in_time/jacobi").colour),
     }
     for values, colour in lines.values():
         ax.plot(sizes, np.array(values) / 2**30, color=colour)
     plots.size_axis(ax, sizes, "hidden size H")
     plots.log_axis(ax.yaxis, 0.01, 1000, (0.01, 0.1, 1, 10, 100, 1000), suffix=" GB")
     ax.axhline(H100["bytes"] / 2**30, color=plots.QUIET, lw=1, ls=(0, (1, 1.5)))
+    ax.set(ylim=(0.01, 1000))
     ends = [(sizes[-1], values[-1] / 2**30, name, colour) for name, (values, colour) in lines.items()]
     plots.label_ends(ax, [*ends, (sizes[-1], H100["bytes"] / 2**30, "an H100's memory", plots.QUIET)])
-    ax.set(ylim=(0.01, 1000))
     return figure
 
 
@@ -519,6 +530,23 @@ def trained(frame: pd.DataFrame) -> Markdown:
                           f"{row.get('iterations', np.nan):.0f}", over))  # fmt: skip
     heads = ("network", "method", "exponent", "iterations", "time over the fastest along the chain")
     return table(heads, lines)
+
+
+def memory_of_trained(frame: pd.DataFrame) -> Markdown:
+    """Verdict: how many iterations the trained networks need, beside random ones of the same exponent."""
+    rows = first(frame[frame["method"].isin(OURS)])
+    if "iterations" not in rows or not rows["workload"].isin(TRAINED).any():
+        return tell.say(tell.NOT_MEASURED)
+    good = rows[rows["status"] == "ok"]
+    of = good[good["workload"].isin(TRAINED) & (good["method"] == "in_time/deer")]
+    random = good[good["workload"].str.startswith("radius-") & (good["method"] == "in_time/deer")]
+    if of.empty or random.empty:
+        return tell.say(tell.NOT_MEASURED)
+    like = random[random["exponent"] <= of["exponent"].max()]["iterations"].max()
+    outcomes = {row["workload"]: bool(row["iterations"] <= 8) for _, row in of.iterrows()}
+    said = f"Trained networks need {of['iterations'].min():.0f} to {of['iterations'].max():.0f} iterations of `deer`"
+    said += f", where random ones of no larger exponent need {like:.0f} at most" if like == like else ""
+    return tell.say(said, tell.outcome("at most 8 iterations of `deer`, since the exponents are below -0.1", outcomes))
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> Markdown:
@@ -581,14 +609,14 @@ def few_or_many(cost: model.Model | None, frame: pd.DataFrame, H: int = 32, T: i
     """Verdict: from how many processors on each method is predicted to be ahead, and what an H100 should do."""
     if cost is None:
         return tell.say(tell.NOT_MEASURED)
-    lines = []
+    lines, chain = [], chain_seconds(frame, H, T)
     for method in OURS:
-        p = crossover(cost, method, H, T)
-        most = min(on_processors(cost, name, 16384, H, T) for name in ("serial/compiled", "threads/rows"))
-        gain = most / on_processors(cost, method, 16384, H, T)
+        p = crossover(cost, method, H, T, chain)
+        most = min(on_processors(cost, name, 16384, H, T, chain) for name in ("serial/compiled", "threads/rows"))
+        gain = most / on_processors(cost, method, 16384, H, T, chain)
         gpu = on_h100("serial/compiled", H, T) / on_h100(method, H, T)
         lines.append((f"`{method}`", f"{p:,}" if p else "never", f"{plots.ratio(gain)}×", f"{plots.ratio(gpu)}×"))
-    firsts = [crossover(cost, method, H, T) or math.inf for method in OURS]
+    firsts = [crossover(cost, method, H, T, chain) or math.inf for method in OURS]
     least = min(firsts)
     said = f"By the model it pays from {least:,.0f} processors on (H = {H}, T = {T:,}, a network that forgets)"
     heads = ("method", "ahead of the chain from", "on 16,384 cores", "on an H100 (guessed)")
