@@ -159,7 +159,7 @@ class Plan:
             total += 2 * states + max(around, scan_arrays.array_bytes(kind, window, B, H, S, itemsize))
         else:
             total += 4 * (4 * window + 1) * B * ld + 4 * threads * plan.scratch(H)
-            total += 4 * plan.ends() + 4 * plan.maps(H, threads) + 64 * round_up(work.O, WIDTH) * 4 * threads
+            total += 4 * plan.ends(threads) + 4 * plan.maps(H, threads) + 64 * round_up(work.O, WIDTH) * 4 * threads
         return cls(kind, T, B, window, S, n, ld, own, total)
 
     def scratch(self, H: int) -> int:
@@ -168,8 +168,9 @@ class Plan:
         rows = max(self.own, 1) * width
         return max(4 * rows, rows + max(rows, H * self.ld)) + self.ld + 2 * width
 
-    def ends(self) -> int:
-        return self.S * self.B * self.ld
+    def ends(self, threads: int) -> int:
+        """One row a segment, or a thread where there are more of them: the diagonal scan cuts by threads."""
+        return max(self.S, threads) * self.B * self.ld
 
     def maps(self, H: int, threads: int) -> int:
         """One matrix a segment and sequence for the dense scan, one row a thread for the diagonal one."""
@@ -393,7 +394,7 @@ class Threads:
             self.z, self.g, self.r = (aligned(plan.window * rows) for _ in range(3))
             self.h = aligned((plan.window + 1) * rows)
             self.scratch = aligned(self.threads * plan.scratch(H)).reshape(self.threads, -1)
-            self.ends, self.maps = aligned(plan.ends()), aligned(plan.maps(H, self.threads))
+            self.ends, self.maps = aligned(plan.ends(self.threads)), aligned(plan.maps(H, self.threads))
             self.alive = np.zeros(plan.S * plan.B, np.bool_)
             self.logits = aligned(self.threads * 64 * round_up(O, WIDTH)).reshape(self.threads, -1)
             self.noise = np.random.default_rng(0).choice(np.float32([-1, 1]), KEPT_NOISE + rows)

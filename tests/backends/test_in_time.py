@@ -217,6 +217,35 @@ def test_cupy_without_a_gpu_is_unavailable():
         )
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_fewer_segments_than_threads(name):
+    """Three steps for two threads are one segment: every thread still has room of its own, and nobody writes beyond."""
+    plan = Plan.of(name, Work(3, 2, 4, 600, 3), 2, 3, False, 4)
+    assert plan.S == 1
+    assert plan.ends(2) == 2 * 2 * plan.ld
+    net = rnnpar.RNN.random(4, 600, 3)
+    run = rnnpar.prepare(net, f"in_time/{name}", threads=2)
+    engine = run._forward.engine
+    begin, canaries = engine.begin, []
+
+    def guarded(*arguments):
+        """Each buffer in the middle of a larger one, so that a write beyond its ends shows."""
+        results = begin(*arguments)
+        for buffer in ("z", "h", "g", "r", "ends", "maps"):
+            old = getattr(engine, buffer)
+            wide = np.full(len(old) + 4096, np.float32(7.25))
+            wide[2048:-2048] = 0
+            setattr(engine, buffer, wide[2048:-2048])
+            canaries.append((buffer, wide))
+        return results
+
+    engine.begin = guarded
+    assert_matches_oracle(run, random_input(net, 3, 2))
+    for buffer, wide in canaries:
+        assert (wide[:2048] == 7.25).all(), buffer
+        assert (wide[-2048:] == 7.25).all(), buffer
+
+
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
