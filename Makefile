@@ -26,7 +26,7 @@ CODE := rnnpar tests data notebooks/*.ipynb
 CHAPTERS := $(wildcard notebooks/[0-9][0-9]*.ipynb)
 RESULTS := $(wildcard data/results/*/*.csv)
 
-.PHONY: figures test check peers lab sweep cluster html clean help
+.PHONY: figures test check peers in-time lab sweep cluster html clean help
 
 ifeq ($(PROFILE),ci)
 figures: $(READY)
@@ -58,6 +58,9 @@ peers: $(READY)  ## measure what a user would pick instead (PyTorch, ONNX Runtim
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[study,dev,cluster,peers]'
 	$(RUN) -m rnnpar.study.peers
 
+in-time: $(READY)  ## measure the methods that are parallel in time, for chapter 07 (two minutes)
+	$(RUN) -m rnnpar.study.in_time
+
 lab: $(READY)  ## open the notebooks in JupyterLab
 	$(RUN) -m jupyterlab $(firstword $(wildcard notebooks/00*.ipynb) notebooks)
 
@@ -69,7 +72,7 @@ clean:  ## remove what can be made again; never data/results
 	find notebooks -name '*.failed.ipynb' -delete -o -name '*.running.ipynb' -delete
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
 # Looked for only when it is needed, so that `make help` works without any Python.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \

@@ -228,6 +228,68 @@ def _wavefront(model: Model, work: Work, threads: int) -> float:
     return model.launch(threads) + busiest + model.fresh(work) / threads
 
 
+# --- parallel in time: a window of steps at once, several times over --------------------------------------------------
+
+ITERATIONS = {"jacobi": 25, "segments": 1, "quasi_deer": 25, "deer": 4}  # of a network with an exponent of about -0.5
+FADES = 40  # steps until such a network has forgotten its start, and a segment's map has faded away
+SEGMENTS = {"segments": (32, 128)}  # segments a thread at most, and their shortest length: as in backends/in_time.py
+ELSE = (8, 64)
+
+
+def windows(T: int, least: int = 64) -> list[int]:
+    """Lengths of window to choose among: all of T, its half, its quarter and so on, down to `least`."""
+    found = [T]
+    while found[-1] > least:
+        found.append(-(-found[-1] // 2))
+    return found
+
+
+def best_window(method: str, work: Work, threads: int, choices: list[int]) -> int:
+    """The window for which the model expects the shortest time; the longest of equals.
+
+    Only windows whose states stay in the threads' second-level caches from one iteration to the next, if there are
+    any: an iteration reads and writes four arrays of states, and from memory it would take about twice as long.
+    """
+    near = threads * machine.caches().get("L2", 2**20)
+    choices = [window for window in choices if 16 * window * work.B * work.H <= near] or [min(choices)]
+    if len(choices) == 1:
+        return choices[0]
+    seconds = {window: in_time_seconds(here(), method.split("/")[1], work, threads, window) for window in choices}
+    return max(choices, key=lambda window: (-seconds[window], window))
+
+
+def in_time_seconds(model: Model, strategy: str, work: Work, threads: int, window: int,
+                    iterations: float | None = None) -> float:  # fmt: skip
+    """Seconds of one call in windows of that length, after so many iterations (by default those of ITERATIONS)."""
+    T, B, H = work.T, work.B, work.H
+    each, shortest = SEGMENTS.get(strategy, ELSE)
+    each = max(1, min(each, window // (threads * shortest)))
+    n = math.ceil(window / (threads * each))  # steps of a segment
+    rows = math.ceil(window / threads) * B  # of one thread
+    evaluate = model.product(rows, H, H, threads) + model.line("tanh", 1, 2 * rows * H) + model.meet(threads, H)
+    roll = n * model.step(each * B, H, H, threads)  # all segments of a thread at once, step by step
+    maps = each * B * min(n, FADES) * model.product(H, H, H, threads)
+    correct = {
+        "jacobi": 0.0,
+        "segments": roll * (1 + FADES / n),
+        "quasi_deer": 2 * model.line("tanh", 1, rows * H),  # a few operations an element, twice
+        "deer": 2 * roll + maps,
+    }[strategy]
+    check = (n + FADES) * model.step(2 * each * B, H, H, threads)
+    times = ITERATIONS[strategy] if iterations is None else iterations
+    a_window = 3 * model.launch(threads) + (times + 1) * evaluate + times * correct + check
+    ahead = sum(model.product(T * B / threads, H, I, threads) for I in work.inputs())
+    behind = model.output(T * B / threads, work, threads) + model.fresh(work) / threads
+    return ahead + work.layers * math.ceil(T / window) * a_window + behind
+
+
+def _in_time(strategy: str) -> Callable[[Model, Work, int], float]:
+    """The time in the best window there is, memory apart."""
+    return lambda model, work, threads: min(
+        in_time_seconds(model, strategy, work, threads, window) for window in windows(work.T)
+    )
+
+
 FORMULAS: dict[str, Callable[[Model, Work, int], float]] = {
     "serial/naive": _naive,
     "serial/hoisted": _hoisted,
@@ -236,6 +298,10 @@ FORMULAS: dict[str, Callable[[Model, Work, int], float]] = {
     "threads/rows": _rows,
     "threads/batch": _batch,
     "threads/wavefront": _wavefront,
+    "in_time/jacobi": _in_time("jacobi"),
+    "in_time/segments": _in_time("segments"),
+    "in_time/quasi_deer": _in_time("quasi_deer"),
+    "in_time/deer": _in_time("deer"),
 }
 
 

@@ -1,0 +1,283 @@
+"""Parallel in time: right or refused, whatever the network; and what it says of itself is true."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+import rnnpar
+from rnnpar.backends import in_time
+from rnnpar.backends.in_time import NotConverged, Plan
+from rnnpar.model import Work
+from rnnpar.reference import relative_error
+from tests.conftest import BOUND, assert_matches_oracle, random_input
+
+NAMES = list(in_time.KINDS)
+ENGINES = [{"threads": 1}, {"threads": 2}, {"array_module": "numpy"}]
+
+
+def network(radius: float, H: int = 32, I: int = 8, O: int = 10, layers: int = 1, seed: int = 0) -> rnnpar.RNN:
+    """Gaussian weights of a given spectral radius; weak inputs, so that the radius says most of what happens."""
+    rng = np.random.default_rng(seed)
+    built = []
+    for layer in range(layers):
+        W = rng.standard_normal((H, H))
+        W *= radius / np.abs(np.linalg.eigvals(W)).max()
+        fan_in = H if layer else I
+        built.append(dict(W=W, U=0.3 * rng.uniform(-1, 1, (H, fan_in)) / np.sqrt(fan_in), b=np.zeros(H)))
+    return rnnpar.RNN.from_arrays(built, rng.uniform(-1, 1, (O, H)) / np.sqrt(H), np.zeros(O))
+
+
+def exponent(net: rnnpar.RNN, x: np.ndarray) -> float:
+    """The largest Lyapunov exponent of one layer and sequence, by the book: one tangent, normalised in every step."""
+    W, U, b = (getattr(net.layers[0], name).astype(float) for name in "WUb")
+    h, v, total = np.zeros(len(b)), np.ones(len(b)) / np.sqrt(len(b)), 0.0
+    for step in x[:, 0]:
+        h = np.tanh(b + W @ h + U @ step)
+        v = (1 - h * h) * (W @ v)
+        length = np.linalg.norm(v)
+        v, total = v / length, total + np.log(length)
+    return total / len(x)
+
+
+@pytest.mark.parametrize("engine", [*ENGINES, {"dtype": "float64"}], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_windows_layers_batch_and_h0_equal_the_oracle(name, engine):
+    net = rnnpar.RNN.random(5, 33, 7, 2)
+    h0 = np.random.default_rng(1).uniform(-1, 1, (2, 3, 33)).astype(np.float32)
+    x = random_input(net, 150, 3)
+    bound = 2e-7 if engine.get("dtype") else BOUND
+    for window in (None, 1, 64, 1000):
+        run = rnnpar.prepare(net, f"in_time/{name}", window=window, **engine)
+        assert_matches_oracle(run, x, h0, bound)
+        assert run.info["window"] == min(window or 150, 150)
+        assert run.info["windows"] == -(-150 // run.info["window"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("radius", [0.3, 0.9, 1.1, 1.3, 1.5, 2.0, 3.0])
+def test_right_or_refused_never_wrong(radius, name):
+    """From forgetful to chaotic: an answer is within the bound, in both precisions; and forgetful networks get one."""
+    net = network(radius)
+    answers = 0
+    for T in (20, 200, 1500):
+        x = random_input(net, T, 1)
+        y, h = rnnpar.reference(net, x)
+        for options in ({"threads": 2}, {"threads": 2, "window": 100}, {"dtype": "float64", "window": 100}):
+            try:
+                got_y, got_h = rnnpar.prepare(net, f"in_time/{name}", **options)(x)
+            except NotConverged as refusal:
+                said = str(refusal)
+                if "iterations" not in said or "residual" not in said or radius < 1.4 or T * radius <= 40:
+                    pytest.fail(f"T={T}, radius={radius}: {said}")
+            else:
+                answers += 1
+                assert relative_error(got_y, y) < BOUND
+                assert relative_error(got_h, h) < BOUND
+    assert answers >= (9 if radius < 1.4 else 3 if radius < 3 else 1)
+
+
+def test_a_chaotic_network_in_float64_reaches_further():
+    """At radius 2 an error doubles every ten steps or so: float32 is used up where float64 is not."""
+    net = network(2.0)
+    x = random_input(net, 250, 1)
+    with pytest.raises(NotConverged, match="Lyapunov exponent is 0"):
+        rnnpar.prepare(net, "in_time/deer", threads=2)(x)
+    run = rnnpar.prepare(net, "in_time/deer", dtype="float64")
+    assert_matches_oracle(run, x)
+    assert run.info["exponent"] > 0
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=str)
+@pytest.mark.parametrize("radius", [0.3, 0.9, 1.2])
+def test_the_exponent_is_the_exponent(radius, engine):
+    net = network(radius)
+    x = random_input(net, 3000, 1)
+    run = rnnpar.prepare(net, "in_time/segments", **engine | ({} if "threads" in engine else {"dtype": "float64"}))
+    run(x)
+    assert run.info["exponent"] == pytest.approx(exponent(net, x), abs=0.02)
+
+
+@pytest.mark.parametrize("radius", [0.5, 1.0, 1.3])
+def test_the_estimated_error_bounds_the_error_and_not_by_far(radius):
+    net = network(radius)
+    x = random_input(net, 1000, 1)
+    run = rnnpar.prepare(net, "in_time/deer", threads=2)
+    _, h = run(x)
+    error = np.sqrt(np.mean((h - rnnpar.reference(net, x)[1]) ** 2))
+    assert error / 2 < run.info["error"] < BOUND
+
+
+def test_newton_needs_few_iterations_over_a_long_sequence():
+    """The figure of the DEER paper's kind of task: T = 65,536, H = 32, from zeros, on a contractive network."""
+    net = rnnpar.RNN.random(32, 32, 4)
+    run = rnnpar.prepare(net, "in_time/deer", threads=2, window=65536)
+    assert_matches_oracle(run, random_input(net, 65536, 1))
+    assert run.info["window"] == 65536
+    assert 2 <= run.info["iterations"] <= 8
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_info_says(name):
+    net = rnnpar.RNN.random(4, 32, 5)
+    run = rnnpar.prepare(net, f"in_time/{name}", threads=2)
+    run(random_input(net, 500, 1))
+    info = run.info
+    assert len(info["residuals"]) == info["iterations"] + 1
+    assert info["residuals"][-1] <= 1e-6 < info["residuals"][0]
+    assert info["residual"] == info["residuals"][-1]
+    assert info["evaluations"] >= info["iterations"]
+    assert set(info["seconds"]) == {"inputs", "solve", "check", "outputs"}
+    assert all(seconds > 0 for seconds in info["seconds"].values())
+    assert -1.5 < info["exponent"] < 0
+    assert 0 < info["error"] < BOUND
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=str)
+@pytest.mark.parametrize("name", ["jacobi", "segments"])
+def test_exact_after_as_many_iterations_as_there_are_steps(name, engine):
+    """Chaos, but too short for it to show: no contraction helps, and each iteration settles at least one more step."""
+    net = network(2.0)
+    run = rnnpar.prepare(net, f"in_time/{name}", **engine)
+    assert_matches_oracle(run, random_input(net, 12, 1))
+    assert run.info["iterations"] <= 12
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_too_few_iterations_are_refused(name, engine):
+    net = network(0.95)
+    run = rnnpar.prepare(net, f"in_time/{name}", max_iterations=1, **engine)
+    with pytest.raises(NotConverged, match=r"did not converge after 1 iterations, residual 0\.\d"):
+        run(random_input(net, 600, 1))
+    assert_matches_oracle(rnnpar.prepare(net, f"in_time/{name}", **engine), random_input(net, 600, 1))
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=str)
+@pytest.mark.parametrize("name", ["deer", "quasi_deer"])
+def test_damping_slows_down_and_gives_the_same(name, engine):
+    net = network(0.8)
+    x = random_input(net, 400, 1)
+    counts = []
+    for damping in (0.0, 0.5):
+        run = rnnpar.prepare(net, f"in_time/{name}", damping=damping, **engine)
+        assert_matches_oracle(run, x)
+        counts.append(run.info["iterations"])
+        assert run.info["exponent"] == pytest.approx(exponent(net, x), abs=0.03)
+    if name == "deer":
+        assert counts[1] > counts[0]
+
+
+def test_any_number_of_threads_and_a_wide_batch():
+    net = rnnpar.RNN.random(3, 20, 6)
+    x = random_input(net, 90, 17)
+    for name in NAMES:
+        for threads in (1, 2):
+            assert_matches_oracle(rnnpar.prepare(net, f"in_time/{name}", threads=threads, window=50), x)
+
+
+def test_input_that_is_no_number_is_refused():
+    net = rnnpar.RNN.random(3, 20, 6)
+    x = random_input(net, 90, 1)
+    x[40, 0, 1] = np.nan
+    for engine in ENGINES:
+        for name in NAMES:
+            run = rnnpar.prepare(net, f"in_time/{name}", **engine)
+            with np.errstate(invalid="ignore"), pytest.raises(ValueError, match="NaN in layer 0"):
+                run(x)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"dtype": "bfloat16"}, ValueError, "'float32' or 'float64'"),
+        ({"window": 0}, ValueError, "window is 0"),
+        ({"window": 1.5}, ValueError, r"window is 1\.5"),
+        ({"max_iterations": -1}, ValueError, "max_iterations is -1"),
+        ({"damping": 1.0}, ValueError, r"damping is 1\.0"),
+        ({"array_module": "torch"}, ValueError, "'numpy' or 'cupy'"),
+    ],
+)
+def test_wrong_options_are_named(options, error, says):
+    with pytest.raises(error, match=says):
+        rnnpar.prepare(rnnpar.RNN.random(2, 3, 4), "in_time/deer", **options)
+
+
+def test_cupy_without_a_gpu_is_unavailable():
+    try:
+        import cupy
+
+        cupy.cuda.runtime.getDeviceCount()
+    except Exception:
+        with pytest.raises(rnnpar.Unavailable, match="needs"):
+            rnnpar.prepare(rnnpar.RNN.random(2, 3, 4), "in_time/deer", array_module="cupy")
+    else:
+        assert_matches_oracle(
+            rnnpar.prepare(network(0.9), "in_time/deer", array_module="cupy"), random_input(network(0.9), 500, 1)
+        )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fewer_segments_than_threads(name):
+    """Three steps for two threads are one segment: every thread still has room of its own, and nobody writes beyond."""
+    plan = Plan.of(name, Work(3, 2, 4, 600, 3), 2, 3, False, 4)
+    assert plan.S == 1
+    assert plan.ends(2) == 2 * 2 * plan.ld
+    net = rnnpar.RNN.random(4, 600, 3)
+    run = rnnpar.prepare(net, f"in_time/{name}", threads=2)
+    engine = run._forward.engine
+    begin, canaries = engine.begin, []
+
+    def guarded(*arguments):
+        """Each buffer in the middle of a larger one, so that a write beyond its ends shows."""
+        results = begin(*arguments)
+        for buffer in ("z", "h", "g", "r", "ends", "maps"):
+            old = getattr(engine, buffer)
+            wide = np.full(len(old) + 4096, np.float32(7.25))
+            wide[2048:-2048] = 0
+            setattr(engine, buffer, wide[2048:-2048])
+            canaries.append((buffer, wide))
+        return results
+
+    engine.begin = guarded
+    assert_matches_oracle(run, random_input(net, 3, 2))
+    for buffer, wide in canaries:
+        assert (wide[:2048] == 7.25).all(), buffer
+        assert (wide[-2048:] == 7.25).all(), buffer
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{"threads": 2}, {"array_module": "numpy"}, {"dtype": "float64"}], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("sizes", [(20_000, 1, 16, 32, 8), (3_000, 4, 8, 64, 40)], ids=str)
+def test_peak_memory_is_as_predicted(sizes, name, options):
+    T, B, I, H, O = sizes
+    net = rnnpar.RNN.random(I, H, O)
+    x = random_input(net, T, B)
+    rnnpar.prepare(net, f"in_time/{name}", **options)(x[:200])  # what is compiled and loaded once is not the call's
+    run = rnnpar.prepare(net, f"in_time/{name}", **options)
+    tracemalloc.start()
+    try:
+        run(x)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak / 1.3 < run.info["bytes"] < peak * 1.3
+
+
+@pytest.mark.parametrize("options", [{"threads": 2}, {"array_module": "numpy"}], ids=str)
+def test_windows_shrink_to_what_fits_and_what_never_fits_is_refused(options, monkeypatch):
+    net = rnnpar.RNN.random(4, 64, 4)
+    x = random_input(net, 4000, 1)
+    run = rnnpar.prepare(net, "in_time/deer", **options)
+    whole = Plan.of("deer", Work.of(net, 4000, 1), 2, 4000, "threads" not in options, 4).bytes
+    engine = type(run._forward.engine)
+    monkeypatch.setattr(engine, "room", lambda self: whole / 3)
+    assert_matches_oracle(run, x)
+    assert run.info["window"] < 4000
+    assert run.info["bytes"] <= whole / 3
+    monkeypatch.setattr(engine, "room", lambda self: 10_000)
+    with pytest.raises(MemoryError, match=r"in_time/deer needs [\d,]+ bytes at T=4000, B=1, H=64.*10,000"):
+        rnnpar.prepare(net, "in_time/deer", **options)(x)
