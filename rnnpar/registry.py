@@ -81,6 +81,7 @@ class Methods(tuple):
         )
 
 
+MPI = (("mpi4py", "mpi4py mpich"),)  # mpich brings mpiexec; a system's or a cluster's own MPI does as well
 TABLE = Methods((
     Method("serial/naive", "nothing: NumPy, a step at a time, as on paper", "nothing"),
     Method("serial/hoisted", "nothing: U x and V h as one product each over all time steps", "nothing"),
@@ -89,6 +90,9 @@ TABLE = Methods((
     Method("threads/rows", "rows of W over threads, each keeping its share in its own cache", "one barrier a step"),
     Method("threads/batch", "sequences of the batch over threads", "nothing"),
     Method("threads/wavefront", "layers, and the products around them, pipelined over time", "one flag a chunk"),
+    Method("mpi/batch", "sequences of the batch over ranks", "nothing; one gather at the end", requires=MPI),
+    Method("mpi/pipeline", "layers, and the products around them, over ranks", "one message a chunk", requires=MPI),
+    Method("mpi/rows", "rows of W over ranks", "one allgather of the state a step", requires=MPI),
     Method("peers/torch", "PyTorch at its best: rows and columns of each product", "a fork and a join an operation",
            requires=(("torch", "torch==2.13.0"),)),
     Method("peers/onnxruntime", "ONNX Runtime at its best: columns of each product", "a fork and a join an operation",
