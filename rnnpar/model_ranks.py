@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from rnnpar import machine
@@ -31,6 +32,7 @@ class Link:
 
 
 NEAR = Link(alpha=1e-6, beta=1 / 6e9)  # between cores of one machine, where it was not measured
+FAR = Link(alpha=5e-6, beta=1 / 3e9)  # between machines
 CALL_S = 8e-6  # of Python and mpi4py, a chunk
 
 
@@ -74,7 +76,8 @@ def pipeline(model: Any, work: Work, ranks: int, link: Link = NEAR, chunk: int =
 
 def best_chunk(model: Any, work: Work, ranks: int, link: Link = NEAR) -> int:
     """The steps of a chunk for which the pipeline takes least."""
-    sizes = sorted({max(1, math.ceil(work.T / chunks)) for chunks in (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)})
+    counts = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
+    sizes = sorted({max(1, math.ceil(work.T / count)) for count in counts})
     return min(sizes, key=lambda chunk: pipeline(model, work, ranks, link, chunk))
 
 
@@ -83,7 +86,7 @@ def _places(model: Any, work: Work, ranks: int, link: Link, chunk: int) -> tuple
     costs = stage_seconds(model, work, chunk, min(ranks, cores(model)))
     edges = cuts(costs, ranks)
     message = link.message(4.0 * chunk * work.B * work.H)
-    places = [sum(costs[a:b]) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+    places = [sum(costs[a:b]) for a, b in pairwise(edges) if b > a]
     busy = CALL_S + (link.busy + link.beta * 4.0 * chunk * work.B * work.H if len(places) > 1 else 0.0)
     return [place + busy for place in places], message
 

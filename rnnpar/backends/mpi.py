@@ -15,6 +15,7 @@ into memory that they share ("window"); else they send messages. Only arrays are
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -70,7 +71,9 @@ def pipeline(net: RNN, ranks: int | None = None, threads: int = 1, exchange: str
     return on_ranks("mpi/pipeline", net, ranks, threads, exchange, chunk=chunk)
 
 
-def rows(net: RNN, ranks: int | None = None, threads: int = 1, exchange: str = "auto", overlap: bool | None = None) -> Forward:  # fmt: skip
+def rows(
+    net: RNN, ranks: int | None = None, threads: int = 1, exchange: str = "auto", overlap: int | None = None
+) -> Forward:
     """Every step shared by all ranks: each owns some rows of W, and computes those elements of h[t].
 
     Parallelises: rows of U and W; then rows of the output (steps and sequences). Synchronises: an allgather of h[t]
@@ -78,8 +81,9 @@ def rows(net: RNN, ranks: int | None = None, threads: int = 1, exchange: str = "
     steps at a time; W stays in the cores' own caches, a share each.
     `exchange`: "window" by shared memory and a flag a rank; "messages" by persistent requests to every other rank;
     "allgather" by MPI's own persistent collective; "auto" the first where it can be, else the second for few ranks
-    and the third for many. `overlap` begins W h[t] with the rank's own columns of h[t] while the others' are under
-    way; by default messages do and the window does not, since it waits less than the second pass over W costs.
+    and the third for many. `overlap`: of how many panels W h[t] is begun with the rank's own columns of h[t] while the
+    others' are under way; None for as many as take the time of a message. (A fixed number, and not "until they have
+    come", so that the sums have the same order in every call, and the results the same bits.)
     """
     return on_ranks("mpi/rows", net, ranks, threads, exchange, overlap=overlap)
 
@@ -102,7 +106,7 @@ def chunk_body(thread, threads, x, h0, y, panels, bias, table, states, logits, s
     size = chunk * B * ld
     p0, p1 = q0 + (q1 - q0) * thread // threads, q0 + (q1 - q0) * (thread + 1) // threads
     own0, own1 = min(H, q0 * WIDTH), min(H, q1 * WIDTH)  # the columns of h that this rank computes
-    met = 0
+    met = begun = 0
     for stage in range(first, end):
         l = min(stage // 2, L - 1)
         u, w, b = table[l]
@@ -119,9 +123,11 @@ def chunk_body(thread, threads, x, h0, y, panels, bias, table, states, logits, s
         else:
             for t in range(steps):
                 now = s0 + t * B * ld
-                if t > 0 and overlap != 0:  # this rank's columns of h[t-1] are in it already
-                    columns(states, now - B * ld, ld, B, 0, own0, H, panels, w, states, now, ld, p0, p1)
-                    columns(states, now - B * ld, ld, B, own1, H, H, panels, w, states, now, ld, p0, p1)
+                if begun > 0:  # some panels of this step have this rank's columns of h[t-1] in them already
+                    for i in range(p1 - p0):
+                        q = p1 - 1 - i if t % 2 else p0 + i
+                        columns(states, now - B * ld, ld, B, 0, own0 if i < begun else H, H, panels, w, now, q)
+                        columns(states, now - B * ld, ld, B, own1 if i < begun else H, H, H, panels, w, now, q)
                     for j in range(B):
                         tanh_inplace(states[now + j * ld + p0 * WIDTH : now + j * ld + p1 * WIDTH])
                 elif t > 0:
@@ -134,24 +140,24 @@ def chunk_body(thread, threads, x, h0, y, panels, bias, table, states, logits, s
                 epoch += 1
                 met += 1
                 barrier(sync, thread, threads, met)  # all of this rank's columns are there
+                begun = 0
                 if thread == 0:
-                    publish(link, board, flags, handles, states, now, ld, B, epoch)
-                if overlap != 0 and t + 1 < steps:
-                    columns(states, now, ld, B, own0, own1, H, panels, w, states, now + B * ld, ld, p0, p1)
-                if thread == 0:
+                    publish(link, board, flags, handles, answer, states, now, ld, B, epoch)
+                    while t + 1 < steps and begun < min(overlap, p1 - p0) and own0 < own1:
+                        q = p1 - 1 - begun if (t + 1) % 2 else p0 + begun
+                        columns(states, now, ld, B, own0, own1, H, panels, w, now + B * ld, q)
+                        begun += 1
                     collect(link, board, flags, handles, answer, states, now, ld, B, epoch)
                 met += 1
                 barrier(sync, thread, threads, met)  # all of h[t] is there
 
 
 @jit()
-def columns(before, a0, lda, count, k0, k1, H, panels, p0, states, s0, ld, q0, q1):
-    """states[s0] += W[:, k0:k1] before[a0][k0:k1], panels q0 to q1: a part of a step, without its tanh."""
+def columns(states, a0, ld, count, k0, k1, H, panels, p0, s0, q):
+    """states[s0] += W[:, k0:k1] states[a0][k0:k1] in panel q: a part of a step, without its tanh."""
     if k1 > k0:
-        for q in range(q0, q1):
-            s = s0 + q * WIDTH
-            p = p0 + (q * H + k0) * WIDTH
-            multiply(before, a0 + k0, lda, count, k1 - k0, panels, p, states, s, ld, states, s, ld)
+        p, s = p0 + (q * H + k0) * WIDTH, s0 + q * WIDTH
+        multiply(states, a0 + k0, ld, count, k1 - k0, panels, p, states, s, ld, states, s, ld)
 
 
 @jit(parallel=True)
@@ -163,7 +169,8 @@ def chunk_region(threads, x, h0, y, panels, bias, table, states, logits, sync, b
 
 
 @jit()
-def batch_body(thread, threads, x, h0, y, h, panels, bias, table, states, logits, block, chunk, T, B, first, end, sizes):
+def batch_body(thread, threads, x, h0, y, h, panels, bias, table, states, logits, block, chunk, T, B, first, end,
+               sizes):  # fmt: skip
     """The sequences first to end of a batch of B, shared out over the threads of this rank."""
     own, after = first + (end - first) * thread // threads, first + (end - first) * (thread + 1) // threads
     if after > own:
@@ -224,7 +231,7 @@ class Strategy:
             far = "messages" if ranks.size <= FEW else "allgather"
             self.exchange = "window" if ranks.one_machine else far if isinstance(self, Rows) else "messages"
         elif exchange == "window" and not ranks.one_machine:
-            raise ValueError("exchange is 'window', but the ranks are on several machines; 'auto' or 'messages' would do")
+            raise ValueError("exchange is 'window', but the ranks are on several machines; 'auto' would do")
         self.direct = self.exchange == "window"
         self.packed = Packed.of(net)
         self.info = {"ranks": ranks.size, "threads": threads, "exchange": self.exchange}
@@ -245,6 +252,7 @@ class Strategy:
     def close(self) -> None: ...
 
 
+CACHE_BYTES_S = 100e9  # what a core reads from its caches, roughly
 FEW = 8  # ranks up to which a message to each is sooner done than an allgather's rounds
 
 
@@ -349,14 +357,18 @@ class Chunked(Strategy):
 class Rows(Chunked):
     """`rows` on one rank."""
 
-    def _prepare(self, overlap: bool | None = None) -> None:
+    def _prepare(self, overlap: int | None = None) -> None:
         super()._prepare()
         whole = self.ld // WIDTH
         share = -(-whole // self.ranks.size)  # the same for each, as a collective wants it; the last may have less
         self.wide = share * WIDTH
         self.panels = tuple(min(whole, (self.ranks.rank + i) * share) for i in (0, 1))
-        self.overlap = int(self.exchange != "window" if overlap is None else overlap)
-        self.info |= {"overlap": bool(self.overlap)}
+        self.overlap = overlap
+        if overlap is None:
+            link = model_ranks.NEAR if self.ranks.one_machine else model_ranks.FAR
+            a_panel = 4 * WIDTH * self.wide / CACHE_BYTES_S  # its part that has this rank's columns
+            self.overlap = 0 if self.direct else math.ceil(link.alpha / a_panel)
+        self.info |= {"overlap": self.overlap}
         self._exchange: Exchange | None = None
 
     def run(self, x: np.ndarray, h0: np.ndarray, y: np.ndarray, h: np.ndarray) -> None:
@@ -376,8 +388,8 @@ class Rows(Chunked):
             steps = min(self.chunk, T - t0)
             if self.direct or ranks.rank == 0:
                 self._stages(x, h0, y, self._exchange, stages, number, t0, steps, t0)
-                if not self.direct:
-                    pending += [ranks.comm.Irecv(y.ravel()[part], rank, OUTPUT) for rank, part in self._parts(t0, steps, B)]
+                for rank, part in [] if self.direct else self._parts(t0, steps, B):
+                    pending.append(ranks.comm.Irecv(y.ravel()[part], rank, OUTPUT))
             else:
                 for request in pending[-2:-1]:  # what this half of the buffer held has left
                     patiently(request)
@@ -513,18 +525,17 @@ def on_ranks(name: str, net: RNN, ranks: int | None, threads: int, exchange: str
 
 def check_options(name: str, ranks: Any, threads: Any, exchange: str, options: dict[str, Any]) -> None:
     """TypeError or ValueError for options that no strategy can use."""
-    for key, value in (("ranks", ranks), ("threads", threads), ("chunk", options.get("chunk"))):
+    for key, value in (("ranks", ranks), ("threads", threads), *((o, options.get(o)) for o in ("chunk", "overlap"))):
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | np.integer):
             raise TypeError(f"{key} is {value!r}; it must be a whole number")
-        if value < (key != "chunk"):
-            raise ValueError(f"{key} is {value}; it must be at least {int(key != 'chunk')}")
+        least = int(key in ("ranks", "threads"))
+        if value < least:
+            raise ValueError(f"{key} is {value}; it must be at least {least}")
     known = ("auto", *(MODES if name == "mpi/rows" else ("window", "messages")))
     if exchange not in known:
         raise ValueError(f"exchange is {exchange!r}; for {name} it must be one of {', '.join(known)}")
-    if options.get("overlap") not in (None, True, False):
-        raise TypeError(f"overlap is {options['overlap']!r}; it must be True, False or None")
 
 
 def warn_of_cores(ranks: int, threads: int) -> None:
@@ -618,7 +629,10 @@ class Member:
     def __call__(self, x: np.ndarray, h0: np.ndarray) -> tuple[Any, Any]:
         T, B, _ = x.shape
         shapes = (T, B, self.strategy.net.output_size), h0.shape
-        y, h = self._shared(shapes) if self.strategy.direct else (np.empty(s if self.root else 0, np.float32) for s in shapes)  # fmt: skip
+        if self.strategy.direct:
+            y, h = self._shared(shapes)
+        else:
+            y, h = (np.empty(shape if self.root else 0, np.float32) for shape in shapes)
         self.strategy.run(x, h0, y, h)
         if not self.root:
             return None, None

@@ -27,16 +27,17 @@ from rnnpar.kernels.atomics import (
     LINE,
     SPINS,
     YIELDS,
+    load_acquire,
     nap,
     pause,
     store_release,
-    wait_until,
     yield_core,
 )
 from rnnpar.kernels.forward import copy
 from rnnpar.kernels.jit import jit
 
 ALONE, WINDOW, MESSAGES, ALLGATHER = range(4)
+NEXT = 1  # where `answer` keeps the request that is waited for; before it MPI's flag, behind it room for a status
 
 
 def make_call(count: int):
@@ -58,40 +59,9 @@ call_2, call_3 = make_call(2), make_call(3)
 
 
 @jit()
-def start(link, handles, parity):
-    """MPI_Startall of the requests of one board."""
-    count, size, startall = link[4], link[5], link[6]
-    call_2(startall, (count, handles.ctypes.data + parity * count * size))
-
-
-@jit()
-def finish(link, handles, parity, index, answer):
-    """Wait until one request of a board is done: MPI_Test, spinning, then yielding, then napping, as wait_until does.
-
-    (MPI's own wait only spins: with fewer cores than ranks it would hold the core that the sender needs.)
-    answer: int32 of 1 for MPI's flag and then room for its status.
-    """
-    count, size, test = link[4], link[5], link[7]
-    request = handles.ctypes.data + (parity * count + index) * size
-    polls = 0
-    answer[0] = 0
-    while True:
-        call_3(test, (request, answer.ctypes.data, answer.ctypes.data + 8))
-        if answer[0] != 0:
-            break
-        polls += 1
-        if polls < SPINS // 10:  # a test costs ten times what a look at a flag does
-            pause()
-        elif polls < SPINS // 10 + YIELDS:
-            yield_core()
-        else:
-            nap()
-
-
-@jit()
-def publish(link, board, flags, handles, states, s0, ld, count, epoch):
-    """Send this rank's columns of the state at states[s0], (count, ld), on its way to all other ranks."""
-    mode, rank, ranks, wide = link[0], link[1], link[2], link[3]
+def publish(link, board, flags, handles, answer, states, s0, ld, count, epoch):
+    """Send this rank's columns of the state at states[s0], (count, ld), on their way to all other ranks."""
+    mode, rank, ranks, wide, requests, size, startall, _ = link
     if mode == ALONE:
         return
     parity = epoch % 2
@@ -101,30 +71,50 @@ def publish(link, board, flags, handles, states, s0, ld, count, epoch):
     if mode == WINDOW:
         store_release(flags, rank * LINE, epoch)
     else:
-        start(link, handles, parity)
+        answer[NEXT] = 0
+        call_2(startall, (requests, handles.ctypes.data + parity * requests * size))
+
+
+@jit()
+def arrived(link, flags, handles, answer, epoch):
+    """Whether all other ranks' columns are there (and what was sent has left); does not wait."""
+    mode, rank, ranks, _, requests, size, _, test = link
+    if mode == WINDOW:
+        for i in range(1, ranks):
+            if load_acquire(flags, (rank + i) % ranks * LINE) < epoch:
+                return False
+    elif mode != ALONE:
+        while answer[NEXT] < requests:
+            request = handles.ctypes.data + (epoch % 2 * requests + answer[NEXT]) * size
+            call_3(test, (request, answer.ctypes.data, answer.ctypes.data + 8))
+            if answer[0] == 0:
+                return False
+            answer[NEXT] += 1
+    return True
 
 
 @jit()
 def collect(link, board, flags, handles, answer, states, s0, ld, count, epoch):
-    """Wait for the other ranks' columns of that state, and put them into states[s0]; ends what `publish` began."""
+    """Wait for the other ranks' columns of that state, and put them into states[s0]; ends what `publish` began.
+
+    Spins, then yields, then naps, as atomics.wait_until does. (MPI's own wait only spins: with fewer cores than
+    ranks it would hold the core that the sender needs.)
+    """
     mode, rank, ranks, wide = link[0], link[1], link[2], link[3]
-    if mode == ALONE:
-        return
-    parity = epoch % 2
-    if mode == ALLGATHER:
-        finish(link, handles, parity, 0, answer)
+    polls, spins = 0, SPINS if mode == WINDOW else SPINS // 10  # MPI's test costs ten times what a look at a flag does
+    while not arrived(link, flags, handles, answer, epoch):
+        polls += 1
+        if polls < spins:
+            pause()
+        elif polls < spins + YIELDS:
+            yield_core()
+        else:
+            nap()
     for i in range(1, ranks):
         other = (rank + i) % ranks
-        if mode == WINDOW:
-            wait_until(flags, other * LINE, epoch)
-        elif mode == MESSAGES:
-            finish(link, handles, parity, i - 1, answer)
-        b0, k0 = (parity * ranks + other) * count * wide, other * wide
+        b0, k0 = (epoch % 2 * ranks + other) * count * wide, other * wide
         for j in range(count):
             copy(board, b0 + j * wide, states, s0 + j * ld + k0, max(0, min(wide, ld - k0)))
-    if mode == MESSAGES:
-        for i in range(ranks - 1, 2 * (ranks - 1)):  # what was sent has left, so its block may be overwritten
-            finish(link, handles, parity, i, answer)
 
 
 class Exchange:
@@ -136,7 +126,7 @@ class Exchange:
     def __init__(self, comm: Any, mode: int, count: int, wide: int):
         from mpi4py import MPI
 
-        self.epoch = 0
+        self.epoch = 0  # states exchanged so far
         rank, ranks = (0, 1) if mode == ALONE else (comm.rank, comm.size)
         block = count * wide
         self._window, self._requests = None, []
@@ -163,9 +153,11 @@ class Exchange:
         size = MPI._sizeof(MPI.Request)
         self.handles = np.zeros(max(1, len(self._requests)) * size, np.uint8)
         for index, request in enumerate(self._requests):
-            self.handles[index * size : (index + 1) * size] = ctypes_bytes(MPI._addressof(request), size)
+            handle = ctypes.string_at(MPI._addressof(request), size)
+            self.handles[index * size : (index + 1) * size] = np.frombuffer(handle, np.uint8)
         self.answer = np.zeros(2 + MPI._sizeof(MPI.Status) // 4 + 1, np.int32)
-        self.link = (mode, rank, ranks, wide, len(self._requests) // 2, size, address("MPI_Startall"), address("MPI_Test"))  # fmt: skip
+        functions = address("MPI_Startall"), address("MPI_Test")
+        self.link = (mode, rank, ranks, wide, len(self._requests) // 2, size, *functions)
 
     def close(self) -> None:
         for request in self._requests:
@@ -175,11 +167,6 @@ class Exchange:
             self.flags = self.board = None
             self._window.Free()
             self._window = None
-
-
-def ctypes_bytes(place: int, size: int) -> np.ndarray:
-    """The bytes at an address, copied."""
-    return np.frombuffer(ctypes.string_at(place, size), np.uint8)
 
 
 def address(name: str) -> int:
