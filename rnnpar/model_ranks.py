@@ -58,20 +58,37 @@ def cores(model: Model) -> int:
 
 def rows(model: Model, work: Work, ranks: int, meet: Callable[[int, float], float]) -> float:
     """Seconds of `mpi/rows`; meet(ranks, elements): seconds of one exchange of a state of so many elements."""
+    parts = rows_parts(model, work, ranks)
+    a_step = parts["step"] + (meet(ranks, work.B * work.H) if ranks > 1 else 0.0)
+    return parts["ahead"] + work.layers * work.T * a_step + parts["behind"]
+
+
+def rows_parts(model: Model, work: Work, ranks: int) -> dict[str, float]:
+    """Of one rank: seconds of all U x ("ahead"), of one step of one layer, and of the output; columns of h it has."""
     T, B, H = work.T, work.B, work.H
     active = min(ranks, cores(model))
-    share = math.ceil(math.ceil(H / model.width) / ranks) * model.width
-    ahead = sum(model.product(T * B, share, I, active) for I in work.inputs())
-    a_step = model.step(B, share, H, active) + (meet(ranks, B * H) if ranks > 1 else 0.0)
-    return ahead + work.layers * T * a_step + model.output(math.ceil(T * B / ranks), work, active)
+    columns = math.ceil(math.ceil(H / model.width) / ranks) * model.width
+    return {
+        "columns": min(columns, H),
+        "ahead": sum(model.product(T * B, columns, I, active) for I in work.inputs()),
+        "step": model.step(B, columns, H, active),
+        "behind": model.output(math.ceil(T * B / ranks), work, active),
+    }
+
+
+def allgather(link: Link, ranks: int, size: float) -> float:
+    """Seconds of an allgather of `size` bytes in all: as many rounds as the ranks have bits, each a message."""
+    if ranks == 1:
+        return 0.0
+    return math.ceil(math.log2(ranks)) * (link.alpha + link.busy) + link.beta * size * (ranks - 1) / ranks
 
 
 def pipeline(model: Any, work: Work, ranks: int, link: Link = NEAR, chunk: int = 0) -> float:
     """Seconds of `mpi/pipeline`: the slowest place for every chunk, and the way of the first one through all places."""
     chunk = chunk or best_chunk(model, work, ranks, link)
-    places, message = _places(model, work, ranks, link, chunk)
+    taken, message = places(model, work, ranks, link, chunk)
     chunks = math.ceil(work.T / chunk)
-    return sum(places) + (len(places) - 1) * message + (chunks - 1) * max(places)
+    return sum(taken) + (len(taken) - 1) * message + (chunks - 1) * max(taken)
 
 
 def best_chunk(model: Any, work: Work, ranks: int, link: Link = NEAR) -> int:
@@ -81,14 +98,14 @@ def best_chunk(model: Any, work: Work, ranks: int, link: Link = NEAR) -> int:
     return min(sizes, key=lambda chunk: pipeline(model, work, ranks, link, chunk))
 
 
-def _places(model: Any, work: Work, ranks: int, link: Link, chunk: int) -> tuple[list[float], float]:
+def places(model: Any, work: Work, ranks: int, link: Link, chunk: int) -> tuple[list[float], float]:
     """Seconds a chunk of each place that has stages, and of the message between two places."""
     costs = stage_seconds(model, work, chunk, min(ranks, cores(model)))
     edges = cuts(costs, ranks)
     message = link.message(4.0 * chunk * work.B * work.H)
-    places = [sum(costs[a:b]) for a, b in pairwise(edges) if b > a]
-    busy = CALL_S + (link.busy + link.beta * 4.0 * chunk * work.B * work.H if len(places) > 1 else 0.0)
-    return [place + busy for place in places], message
+    taken = [sum(costs[a:b]) for a, b in pairwise(edges) if b > a]
+    busy = CALL_S + (link.busy + link.beta * 4.0 * chunk * work.B * work.H if len(taken) > 1 else 0.0)
+    return [seconds + busy for seconds in taken], message
 
 
 def stage_seconds(model: Any, work: Work, chunk: int, active: int = 1) -> list[float]:
@@ -153,7 +170,7 @@ def known() -> Any:
     return Nominal()
 
 
-def pipeline_plan(net: RNN, T: int, B: int, ranks: int, threads: int, chunk: int = 0) -> list[int]:
+def pipeline_plan(net: RNN, T: int, B: int, ranks: int, chunk: int = 0) -> list[int]:
     """The steps of a chunk (the one given, or the model's choice), then where the stages are cut: ranks + 1 places."""
     work, model = Work.of(net, T, B), known()
     chunk = min(T, chunk) or best_chunk(model, work, ranks)

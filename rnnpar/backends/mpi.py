@@ -197,16 +197,17 @@ class Ranks:
         self.comm, self.rank, self.size = comm, comm.rank, comm.size
         node = comm.Split_type(MPI.COMM_TYPE_SHARED)
         self.one_machine = node.size == comm.size
+        self.crowded = node.size > machine.cores_allowed()  # ranks here have to take turns
         node.Free()
 
     def meet(self) -> None:
         """Wait for all ranks, without keeping a core from them."""
-        patiently(self.comm.Ibarrier())
+        patiently(self.comm.Ibarrier(), self.crowded)
 
 
-def patiently(request: Any) -> None:
+def patiently(request: Any, crowded: bool = False) -> None:
     """Wait for an mpi4py request: spin, then yield, then nap. MPI's own wait spins for ever."""
-    for _ in range(200):
+    for _ in range(1 if crowded else 200):
         if request.Test():
             return
     for _ in range(1000):
@@ -378,7 +379,8 @@ class Rows(Chunked):
             self._buffers(T, B)
             if self._exchange is None or self._shape[1] != B:
                 self.close()
-                self._exchange = Exchange(ranks.comm, MODES[self.exchange] if ranks.size > 1 else ALONE, B, self.wide)
+                self._exchange = Exchange(ranks.comm, MODES[self.exchange] if ranks.size > 1 else ALONE, B, self.wide,
+                                          ranks.crowded)  # fmt: skip
             self._shape = (T, B)
             self._own_y = np.empty((2, self.chunk * B * O) if not self.direct and ranks.rank else 0, np.float32)
             self.info["chunk"] = self.chunk
@@ -473,7 +475,9 @@ class Pipeline(Chunked):
         """Which stages each place in the pipeline has, and how long a chunk is; rank 0 decides for all."""
         decided = np.zeros(self.ranks.size + 2, np.int64)
         if self.ranks.rank == 0:
-            decided[:] = model_ranks.pipeline_plan(self.net, T, B, self.ranks.size, self.threads, self.wanted)
+            decided[:] = model_ranks.pipeline_plan(self.net, T, B, self.ranks.size, self.wanted)
+            if not self.wanted:  # longer ones would leave the core's own cache
+                decided[0] = min(decided[0], Plan.of(self.net, self.packed, T, B, B).chunk)
         patiently(self.ranks.comm.Ibcast(decided))
         self.cuts = [int(cut) for cut in decided[1:]]
         self._buffers(T, B, int(decided[0]))

@@ -61,7 +61,7 @@ call_2, call_3 = make_call(2), make_call(3)
 @jit()
 def publish(link, board, flags, handles, answer, states, s0, ld, count, epoch):
     """Send this rank's columns of the state at states[s0], (count, ld), on their way to all other ranks."""
-    mode, rank, ranks, wide, requests, size, startall, _ = link
+    mode, rank, ranks, wide, requests, size, startall, _, _ = link
     if mode == ALONE:
         return
     parity = epoch % 2
@@ -78,7 +78,7 @@ def publish(link, board, flags, handles, answer, states, s0, ld, count, epoch):
 @jit()
 def arrived(link, flags, handles, answer, epoch):
     """Whether all other ranks' columns are there (and what was sent has left); does not wait."""
-    mode, rank, ranks, _, requests, size, _, test = link
+    mode, rank, ranks, _, requests, size, _, test, _ = link
     if mode == WINDOW:
         for i in range(1, ranks):
             if load_acquire(flags, (rank + i) % ranks * LINE) < epoch:
@@ -100,8 +100,8 @@ def collect(link, board, flags, handles, answer, states, s0, ld, count, epoch):
     Spins, then yields, then naps, as atomics.wait_until does. (MPI's own wait only spins: with fewer cores than
     ranks it would hold the core that the sender needs.)
     """
-    mode, rank, ranks, wide = link[0], link[1], link[2], link[3]
-    polls, spins = 0, SPINS if mode == WINDOW else SPINS // 10  # MPI's test costs ten times what a look at a flag does
+    rank, ranks, wide, spins = link[1], link[2], link[3], link[8]
+    polls = 0
     while not arrived(link, flags, handles, answer, epoch):
         polls += 1
         if polls < spins:
@@ -117,13 +117,36 @@ def collect(link, board, flags, handles, answer, states, s0, ld, count, epoch):
             copy(board, b0 + j * wide, states, s0 + j * ld + k0, max(0, min(wide, ld - k0)))
 
 
+@jit()
+def exchange_many(repeat, link, board, flags, handles, answer, state, count, epoch):
+    """So many exchanges of a state (count, ld) one after another: a step without its arithmetic."""
+    for _ in range(repeat):
+        epoch += 1
+        publish(link, board, flags, handles, answer, state, 0, state.size // count, count, epoch)
+        collect(link, board, flags, handles, answer, state, 0, state.size // count, count, epoch)
+
+
+@jit()
+def ping_pong_many(repeat, link, handles, answer, first):
+    """A message there and one back, so many times; handles: a request that sends, and one that receives."""
+    size, startall, test = link[5], link[6], link[7]
+    for _ in range(repeat):
+        for turn in range(2):
+            request = handles.ctypes.data + (turn if first else 1 - turn) * size
+            call_2(startall, (1, request))
+            answer[0] = 0
+            while answer[0] == 0:
+                call_3(test, (request, answer.ctypes.data, answer.ctypes.data + 8))
+
+
 class Exchange:
     """What a rank needs to exchange a state of `count` sequences: the board, and how; a link for compiled code.
 
-    comm: an mpi4py communicator; wide: columns a rank. Making and closing one is collective.
+    comm: an mpi4py communicator; wide: columns a rank; crowded: whether ranks share cores, so that who waits had
+    better offer its core at once. Making and closing one is collective.
     """
 
-    def __init__(self, comm: Any, mode: int, count: int, wide: int):
+    def __init__(self, comm: Any, mode: int, count: int, wide: int, crowded: bool = False):
         from mpi4py import MPI
 
         self.epoch = 0  # states exchanged so far
@@ -151,13 +174,11 @@ class Exchange:
                 else:
                     self._requests.append(comm.Allgather_init(MPI.IN_PLACE, boards[parity]))
         size = MPI._sizeof(MPI.Request)
-        self.handles = np.zeros(max(1, len(self._requests)) * size, np.uint8)
-        for index, request in enumerate(self._requests):
-            handle = ctypes.string_at(MPI._addressof(request), size)
-            self.handles[index * size : (index + 1) * size] = np.frombuffer(handle, np.uint8)
+        self.handles = handles_of(self._requests)
         self.answer = np.zeros(2 + MPI._sizeof(MPI.Status) // 4 + 1, np.int32)
         functions = address("MPI_Startall"), address("MPI_Test")
-        self.link = (mode, rank, ranks, wide, len(self._requests) // 2, size, *functions)
+        spins = 0 if crowded else SPINS if mode == WINDOW else SPINS // 10  # MPI's test takes ten times a flag's look
+        self.link = (mode, rank, ranks, wide, len(self._requests) // 2, size, *functions, spins)
 
     def close(self) -> None:
         for request in self._requests:
@@ -167,6 +188,14 @@ class Exchange:
             self.flags = self.board = None
             self._window.Free()
             self._window = None
+
+
+def handles_of(requests: list[Any]) -> np.ndarray:
+    """The handles of persistent requests, one behind the other, as MPI's own functions take them."""
+    from mpi4py import MPI
+
+    handles = [ctypes.string_at(MPI._addressof(request), MPI._sizeof(MPI.Request)) for request in requests]
+    return np.frombuffer(b"".join(handles) or b"\0", np.uint8).copy()
 
 
 def address(name: str) -> int:

@@ -92,6 +92,11 @@ def key(point: Point, method: str, threads: int) -> str:
     return hashlib.sha256(repr((point.workload, method, sizes, threads)).encode()).hexdigest()[:12]
 
 
+def workers(options: Mapping[str, Any]) -> int:
+    """What the column "threads" holds: threads, or ranks times the threads of each."""
+    return options.get("ranks", 1) * options.get("threads", 1)
+
+
 def measure_group(
     point: Point,
     methods: Sequence[tuple[str, Mapping[str, Any]]],
@@ -187,9 +192,9 @@ class Trial:
         kinds = ["compile"] + ([] if failed else ["steady"] * len(self.seconds))
         times = [None if failed else self.compile_s, *self.seconds]
         shared = dict(
-            point=key(self.point, self.method, self.options.get("threads", 1)),
+            point=key(self.point, self.method, workers(self.options)),
             workload=self.point.workload, method=self.method, H=self.point.H, I=self.point.I, O=self.point.O,
-            T=self.point.T, B=self.point.B, layers=self.point.layers, threads=self.options.get("threads", 1),
+            T=self.point.T, B=self.point.B, layers=self.point.layers, threads=workers(self.options),
             samples=len(kinds), error=self.error, status=self.status, message=self.message,
             source=source(self.method), revision=revision(),
             date=datetime.now(UTC).isoformat(timespec="seconds"),
