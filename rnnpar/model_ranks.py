@@ -119,7 +119,7 @@ def stage_seconds(model: Any, work: Work, chunk: int, active: int = 1) -> list[f
 def cuts(costs: Sequence[float], ranks: int) -> list[int]:
     """Where to cut stages in a row into as many parts as there are ranks, so that the largest part is smallest.
 
-    ranks + 1 places from 0 to len(costs); parts beyond the stages are empty.
+    ranks + 1 places from 0 to len(costs); where there are fewer stages, the first parts are empty.
     """
     ranks_used = min(ranks, len(costs))
     best: dict[tuple[int, int], tuple[float, int]] = {(0, 0): (0.0, 0)}
@@ -136,7 +136,7 @@ def cuts(costs: Sequence[float], ranks: int) -> list[int]:
     for part in range(ranks_used, 0, -1):
         end = best[part, end][1]
         edges.append(end)
-    return edges[::-1] + [len(costs)] * (ranks - ranks_used)
+    return [0] * (ranks - ranks_used) + edges[::-1]
 
 
 # --- What the pipeline asks before it runs -----------------------------------------------------------------------
