@@ -25,7 +25,7 @@ CODE := rnnpar tests data notebooks/*.ipynb
 CHAPTERS := $(wildcard notebooks/[0-9][0-9]*.ipynb)
 RESULTS := $(wildcard data/results/*/*.csv)
 
-.PHONY: figures test check peers lab sweep html clean help
+.PHONY: figures test check peers mpi lab sweep html clean help
 
 ifeq ($(PROFILE),ci)
 figures: $(READY)
@@ -54,6 +54,9 @@ peers: $(READY)  ## measure what a user would pick instead (PyTorch, ONNX Runtim
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[study,dev,peers]'
 	$(RUN) -m rnnpar.study.peers
 
+mpi: $(READY)  ## measure what ranks cost: messages, and mpi's strategies beside those of threads (three minutes)
+	$(RUN) -m rnnpar.study.ranks
+
 lab: $(READY)  ## open the notebooks in JupyterLab
 	$(RUN) -m jupyterlab $(firstword $(wildcard notebooks/00*.ipynb) notebooks)
 
@@ -79,5 +82,5 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	  "rnnpar needs Python 3.11 or newer; $(PYTHON) is " + sys.version.split()[0])'
 	@[ -x .venv/bin/python ] || $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 	@echo "installing what constraints.txt pins into .venv (about 700 MB)"
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[study,dev]'
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[study,dev,mpi]'
 	@touch $@

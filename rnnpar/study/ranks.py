@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from IPython.display import Markdown
+from IPython.display import Markdown, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -211,7 +211,11 @@ def measure_strategies(only: str = "", quick: bool = False) -> int:
 def results(name: str = "") -> tuple[str, pd.DataFrame]:
     """A machine's name and its results of this experiment: this machine's, or else those of another that has some."""
     known = [other for other in store.machines() if (store.results_folder(other) / f"{EXPERIMENT}.csv").exists()]
-    chosen = name if name in known else known[0] if known else name or machine.name()
+    wanted = name or machine.name()
+    chosen = wanted if wanted in known or not known else known[0]
+    if chosen != wanted or not known:
+        shown = f"what follows was measured on {chosen}" if known else "what follows is therefore empty"
+        display(Markdown(f"Ranks have not been measured on {wanted}{_missing()}; {shown}."))
     frame = store.load(EXPERIMENT, chosen) if known else pd.DataFrame(columns=["machine", *store.COLUMNS])
     return chosen, frame
 
@@ -469,13 +473,13 @@ def three_ways(name: str, network: str = "InfiniBand, 400 Gb/s") -> Figure:
 # --- What the chapter says -----------------------------------------------------------------------------------------
 
 
-def _missing(name: str) -> str:
+def _missing() -> str:
     why = registry.find("mpi/rows").why_not
     return f" (mpi {why}; then `make mpi`)" if why else " (`make mpi` measures it)"
 
 
-def no_verdict(name: str, *rest: str) -> Markdown:
-    return tell.say(tell.NOT_MEASURED + _missing(name), *rest)
+def no_verdict(*rest: str) -> Markdown:
+    return tell.say(tell.NOT_MEASURED + _missing(), *rest)
 
 
 def messages_verdict(name: str) -> Markdown:
@@ -486,7 +490,7 @@ def messages_verdict(name: str) -> Markdown:
         "the window is the cheapest way to exchange a state of 1,024 floats",
     ]
     if not found:
-        return no_verdict(name, *(tell._fared(text, {}) for text in fared))
+        return no_verdict(*(tell._fared(text, {}) for text in fared))
     wire = link(found)
     costs = {kind: dict(map(tuple, points))[1024] for kind, points in found["exchange"]["2"].items()}
     least = min(costs, key=costs.__getitem__)
@@ -529,7 +533,7 @@ def verdict(frame: pd.DataFrame, strategy: str) -> Markdown:
     }[strategy]
     fared = [tell._predicted(text, letter, values, holds, least=least) for text, values, holds, least in predictions]
     if not over_one:
-        return no_verdict("", *fared)
+        return no_verdict(*fared)
     best = max(over_one, key=over_one.__getitem__)
     lag = f"; there it takes {plots.ratio(1 / beside[best])} times as long as {twin}" if best in beside else ""
     return tell.say(
@@ -544,7 +548,7 @@ def model_verdict(table: pd.DataFrame) -> Markdown:
     two = table[table["threads"] == 2]
     text = "every time on two ranks is predicted within 30%"
     if two.empty:
-        return no_verdict("", tell._fared(text, {}))
+        return no_verdict(tell._fared(text, {}))
     off = two["predicted"] / two["measured"]
     outcomes = {
         f"{row.method} at {tell.label(row._asdict())} ({plots.ratio(ratio)}×)": abs(ratio - 1) <= 0.3
@@ -600,7 +604,7 @@ def simulation_verdict(table: pd.DataFrame) -> Markdown:
     """How near the simulation comes to what was measured."""
     text = "the simulation is within 30% of every measured time on 2 ranks, and within a factor of 2 on 4"
     if table.empty:
-        return no_verdict("", tell._fared(text, {}))
+        return no_verdict(tell._fared(text, {}))
     ratios = table["simulated / measured"]
     bounds = np.where(table["ranks"] == 2, 1.3, 2.0)
     outcomes = {
@@ -621,7 +625,7 @@ def scale_verdict(name: str) -> Markdown:
         "with H = 16,384 InfiniBand brings at least 32 times one rank",
     ]
     if not found:
-        return no_verdict(name, *(tell._fared(text, {}) for text in texts))
+        return no_verdict(*(tell._fared(text, {}) for text in texts))
     best = {key: max(lines["simulated"].items(), key=lambda item: item[1]) for key, lines in found.items()}
     tcp, fast = list(simulate.NETWORKS)[-1], list(simulate.NETWORKS)[1]
     outcomes = [
@@ -649,7 +653,7 @@ def ways_verdict(name: str) -> Markdown:
         f"the pipeline ends at {2 * THROUGHPUT.layers + 1} ranks, one a stage",
     ]
     if not lines:
-        return no_verdict(name, *(tell._fared(text, {}) for text in texts))
+        return no_verdict(*(tell._fared(text, {}) for text in texts))
     leader = {n: max(lines, key=lambda method: lines[method][n]) for n in POWERS[1:]}
     best = {method: max(points.items(), key=lambda item: item[1]) for method, points in lines.items()}
     outcomes = [
