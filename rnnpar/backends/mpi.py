@@ -196,8 +196,9 @@ class Ranks:
 
         self.comm, self.rank, self.size = comm, comm.rank, comm.size
         node = comm.Split_type(MPI.COMM_TYPE_SHARED)
+        self.near = node.size  # ranks on this machine
         self.one_machine = node.size == comm.size
-        self.crowded = node.size > machine.cores_allowed()  # ranks here have to take turns
+        self.crowded = node.size > machine.cores_allowed()  # they have to take turns
         node.Free()
 
     def meet(self) -> None:
@@ -456,13 +457,13 @@ class Pipeline(Chunked):
 
         if place in busy:
             for number in range(chunks):
+                if number + 1 - self.slots in leaving:  # it was sent from where the next chunk will be put
+                    patiently(leaving.pop(number + 1 - self.slots))
                 for ahead in (number, number + 1):
                     if before is not None and ahead < chunks and ahead not in coming:
                         coming[ahead] = comm.Irecv(buffer(stages[0], ahead), before, CHUNK)
                 if before is not None:
                     patiently(coming[number])
-                if number - self.slots + 1 in leaving:  # sent from the slot that the next chunk will be put into
-                    patiently(leaving.pop(number - self.slots + 1))
                 t0 = number * self.chunk
                 self._stages(x, h0, y, self.alone, stages, number, t0, min(self.chunk, T - t0), t0)
                 if behind is not None:
@@ -592,6 +593,8 @@ class Member:
         elif ranks is None and size == 1:
             wrong = f"{name} needs two ranks at least, and this job has one: mpiexec -n 2 (or ranks=1, if one is meant)"
         self._compare("prepare", wrong, digest(name, net, threads, exchange, options), f"{name} on {net!r}")
+        if self.root:
+            warn_of_cores(self.place.near, threads)
         self.strategy = STRATEGIES[name](self.place, net, threads, exchange, **options)
         self.info = self.strategy.info
         self._result: tuple[Any, np.ndarray] | None = None

@@ -29,13 +29,14 @@ import threading
 import time
 import weakref
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rnnpar.kernels.forward import POOL, take_free
+from rnnpar.kernels.forward import POOL
 from rnnpar.network import RNN
 from rnnpar.registry import Unavailable
 
@@ -74,7 +75,7 @@ class Started:
         self.info: dict[str, Any] = {}
         self._sizes = net.num_layers, net.hidden_size, net.output_size
         self._input: Shared | None = None
-        self._pool: list[tuple[np.ndarray, Shared]] = []
+        self._pool: list[Shared] = []  # what results lie in: a caller often holds the last one during the next call
         self._known: set[int] = set()
         folder = tempfile.mkdtemp(prefix="rnnpar-", dir=None if len(tempfile.gettempdir()) < 60 else "/tmp")
         listener = socket.socket(socket.AF_UNIX)
@@ -98,7 +99,8 @@ class Started:
         threading.Thread(target=listen, args=(self._process.stdout, self._words), daemon=True).start()
         self._lines: dict[int, Line] = {}  # by rank
         self._pids: list[int] = []
-        self._end = weakref.finalize(self, end_ranks, self._process, self._lines, self._pids)
+        self._sockets = [listener]
+        self._end = weakref.finalize(self, end_ranks, self._process, self._sockets, self._pids)
         try:
             self._connect(listener)
             for rank, told in self._answers(set(range(ranks)), START_S).items():
@@ -126,6 +128,7 @@ class Started:
                 continue
             connection.settimeout(None)
             line = Line(connection)
+            self._sockets.append(connection)
             told = line.read()
             if told is None:
                 self._fail("a rank ended before it was there")
@@ -153,7 +156,7 @@ class Started:
         message = {"T": T, "B": B, "memory": [[m.key, m.size] for m in (self._input, shared)]}
         new = [m for m in (self._input, shared) if m.key not in self._known]
         message["new"] = [m.key for m in new]
-        message["keep"] = [m.key for m in (self._input, *(m for _, m in self._pool))]
+        message["keep"] = [m.key for m in (self._input, *self._pool)]
         self._known = set(message["keep"])
         try:
             for line in self._lines.values():
@@ -172,20 +175,13 @@ class Started:
 
     def _result(self, size: int) -> tuple[np.ndarray, Shared]:
         """Memory for y and h that nobody holds any more, or new one; the ranks write the answer right into it."""
-        self._pool = [pair for pair in self._pool if pair[0].nbytes == size]
-        floats = [pair[0] for pair in self._pool]
-        self._pool, shareds = [], [pair[1] for pair in self._pool]  # only `floats` holds the arrays now
-        free = take_free(floats)
-        if free is None:
+        self._pool = [shared for shared in self._pool if shared.size == size]
+        shared = next((shared for shared in self._pool if not shared.held()), None)
+        if shared is None:
             shared = Shared(size)
-            free = shared.floats(0, (size // 4,))
-            if len(floats) < POOL:
-                floats.append(free)
-                shareds.append(shared)
-        else:
-            shared = next(s for f, s in zip(floats, shareds, strict=True) if f is free)
-        self._pool = list(zip(floats, shareds, strict=True))
-        return free, shared
+            if len(self._pool) < POOL:
+                self._pool.append(shared)
+        return shared.lend(), shared
 
     def _answers(self, wanted: set[int], seconds: float) -> dict[int, dict[str, Any]]:
         """One answer of each rank in `wanted`; whatever goes wrong in any rank ends all, and is raised here."""
@@ -233,10 +229,10 @@ def listen(pipe: Any, words: deque[str]) -> None:
             words.append(line.decode(errors="replace"))
 
 
-def end_ranks(process: subprocess.Popen, lines: dict[int, Line], pids: list[int]) -> None:
+def end_ranks(process: subprocess.Popen, sockets: list[socket.socket], pids: list[int]) -> None:
     """Close the connections, at which every rank ends by itself; and see that all have, mpiexec too."""
-    for line in lines.values():
-        line.socket.close()
+    for connection in sockets:
+        connection.close()
     until = time.monotonic() + 5
     with suppress(subprocess.TimeoutExpired):
         process.wait(5)
@@ -276,6 +272,16 @@ class Shared:
         weakref.finalize(self, os.close, self.descriptor)
         os.ftruncate(self.descriptor, self.size)
         self._memory = mmap.mmap(self.descriptor, self.size)
+        self._lent: Callable[[], Any] = lambda: None
+
+    def lend(self) -> np.ndarray:
+        """All of it as an array; `held` as long as it, or any view of it, lives."""
+        whole = self.floats(0, (self.size // 4,))
+        self._lent = weakref.ref(whole.base)  # NumPy gives every view of an array the array's own base
+        return whole
+
+    def held(self) -> bool:
+        return self._lent() is not None
 
     def floats(self, start: int, shape: tuple[int, ...]) -> np.ndarray:
         """`shape` float32 from element `start` on; the memory lives as long as any such array."""
@@ -283,7 +289,7 @@ class Shared:
 
 
 def floats(memory: mmap.mmap, start: int, shape: tuple[int, ...]) -> np.ndarray:
-    return np.frombuffer(memory, np.float32, int(np.prod(shape)), 4 * start).reshape(shape)
+    return np.frombuffer(memoryview(memory), np.float32, int(np.prod(shape)), 4 * start).reshape(shape)
 
 
 class Line:

@@ -16,6 +16,7 @@ received everybody's block of step t may overwrite its own of step t - 1. There 
 from __future__ import annotations
 
 import ctypes
+import weakref
 from typing import Any
 
 import numpy as np
@@ -180,14 +181,20 @@ class Exchange:
         spins = 0 if crowded else SPINS if mode == WINDOW else SPINS // 10  # MPI's test takes ten times a flag's look
         self.link = (mode, rank, ranks, wide, len(self._requests) // 2, size, *functions, spins)
 
+        self._freed = weakref.finalize(self, free, self._requests)  # before MPI ends, which would complain
+
     def close(self) -> None:
-        for request in self._requests:
-            request.Free()
-        self._requests = []
+        self._freed()
         if self._window is not None:
             self.flags = self.board = None
             self._window.Free()
             self._window = None
+
+
+def free(requests: list[Any]) -> None:
+    """Give persistent requests back."""
+    while requests:
+        requests.pop().Free()
 
 
 def handles_of(requests: list[Any]) -> np.ndarray:

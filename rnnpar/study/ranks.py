@@ -40,8 +40,8 @@ from rnnpar.study.measure import Point
 EXPERIMENT = "mpi"
 FILE = "mpi.json"
 RANKS = (1, 2, 4)
-SIZES = (8, 64, 512, 1024, 4096, 16384, 65536, 262144, 1048576)  # bytes of a message
-WIDE = (64, 1024, 8192)  # H of the states that are exchanged
+SIZES = (8, 64, 512, 4096, 32768, 262144, 2097152)  # bytes of a message
+WIDE = (64, 256, 1024, 8192)  # H of the states that are exchanged
 SAMPLES = 9
 KINDS = ("window", "messages", "allgather")
 
@@ -125,7 +125,10 @@ def run_probe(ranks: int) -> dict[str, Any]:
 
 
 def measure_messages() -> dict[str, Any]:
-    """What messages and exchanges cost here, for 2 and 4 ranks; written to mpi.json beside the results."""
+    """What messages and exchanges cost here, for 2 and 4 ranks; written to mpi.json beside the results.
+
+    Of what was measured before with the same source, the smaller times stay: others were less in their way.
+    """
     found = {str(ranks): run_probe(ranks) for ranks in RANKS if ranks > 1}
     kept = {
         "measured": time.strftime("%Y-%m-%d"),
@@ -137,6 +140,9 @@ def measure_messages() -> dict[str, Any]:
     }
     folder = store.results_folder()
     folder.mkdir(parents=True, exist_ok=True)
+    before = messages(machine.name())
+    if before and before["source"] == kept["source"]:
+        kept = machine.least(json.loads(json.dumps(kept)), before)
     (folder / FILE).write_text(json.dumps(kept, indent=1) + "\n")
     return kept
 
@@ -227,11 +233,11 @@ def messages(name: str) -> dict[str, Any]:
 
 
 def link(found: Mapping[str, Any]) -> Link:
-    """alpha and beta from the ping-pong: the least message, and the slope up to 64 KB."""
+    """alpha and beta from the ping-pong: the least message, and the slope up to 256 KB."""
     table = dict(map(tuple, found.get("messages", [])))
     if not table:
         return model_ranks.NEAR
-    alpha, size = table[min(table)], 65536
+    alpha, size = table[min(table)], 262144
     return Link(alpha, (table[size] - alpha) / size, alpha / 2)
 
 
@@ -351,7 +357,7 @@ def speeds(frame: pd.DataFrame, strategy: str) -> tuple[str, dict[str, dict[floa
                 and (method, count) != (f"mpi/{strategy}", 1)
                 and method in (f"mpi/{strategy}", TWINS[f"mpi/{strategy}"])
             ):
-                said = f"{count} ranks" if method.startswith("mpi/") else f"{method}, {count}"
+                said = f"{count} ranks" if method.startswith("mpi/") else f"{method}, {count} threads"
                 lines.setdefault(said, {})[x] = one.over(value)
     return axis, lines
 
@@ -364,7 +370,7 @@ def strategies(frame: pd.DataFrame) -> Figure:
         "Ranks against threads on one machine",
         f"Times as fast as the same strategy on one rank, I = O = H, one thread a rank, {cores_said(frame)}.\n"
         f"{plots.BANDS}",
-        corner(frame, rows), [1.75] * 3, gap=0.85, head=0.28,
+        corner(frame, rows), [1.75] * 3, gap=0.85, head=0.28, right=1.95,
     )  # fmt: skip
     fixed = {"rows": "B = 1, one layer", "batch": "H = 256, T = 32, one layer", "pipeline": "H = 256, T = 128, B = 1"}
     for ax, strategy in zip(panels, LINES, strict=True):
@@ -711,6 +717,8 @@ def main(arguments: list[str] | None = None) -> int:
             measure_messages()
         if not options.messages:
             count = measure_strategies(options.only, options.quick)
+            if count:
+                measure_messages()  # again: the first time may have been a bad one
             print(f"{count} points measured; stored in {os.path.relpath(store.results_folder() / EXPERIMENT)}.csv")
     except (store.ResultsError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
