@@ -138,7 +138,10 @@ def prepare(net: RNN, method: str = "auto", **options: Any) -> Runner:
     if method == "auto" and options.get("dtype", "float32") not in ("float32", "bfloat16"):
         # A named method refuses it when it packs the weights; auto packs only when it has seen x.
         raise ValueError(f"dtype is {options['dtype']!r}; it must be 'float32' or 'bfloat16'")
-    if "threads" in known and known["threads"] in (None, inspect.Parameter.empty):  # else it has a default of its own
+    if "threads" in options or known.get("threads", 1) in (
+        None,
+        inspect.Parameter.empty,
+    ):  # else it has its own default
         options["threads"] = check_threads(options.get("threads"))
     return AutoRunner(net, options) if method == "auto" else Runner(net, row, options)
 

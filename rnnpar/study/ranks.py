@@ -717,7 +717,7 @@ def main(arguments: list[str] | None = None) -> int:
             measure_messages()
         if not options.messages:
             count = measure_strategies(options.only, options.quick)
-            if count:
+            if count and not options.only:
                 measure_messages()  # again: the first time may have been a bad one
             print(f"{count} points measured; stored in {os.path.relpath(store.results_folder() / EXPERIMENT)}.csv")
     except (store.ResultsError, RuntimeError) as error:
