@@ -570,6 +570,43 @@ def model_verdict(table: pd.DataFrame) -> Markdown:
     )
 
 
+def crossings(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    """A row a point at which `rows` and another strategy ran on two ranks: times as fast as rows, measured and said."""
+    table, found = predictions(frame, name).query("threads == 2"), []
+    for strategy, axis in (("batch", "B"), ("pipeline", "layers")):
+        for H, T, B, layers in LINES[strategy]:
+            here = table[(table["H"] == H) & (table["T"] == T) & (table["B"] == B) & (table["layers"] == layers)]
+            here = here.set_index("method")
+            if {f"mpi/{strategy}", "mpi/rows"} <= set(here.index):
+                other, rows = here.loc[f"mpi/{strategy}"], here.loc["mpi/rows"]
+                ratios = (rows[column] / other[column] for column in ("measured", "predicted"))
+                found.append((f"mpi/{strategy}", f"{axis} = {B if axis == 'B' else layers}", *ratios))
+    columns = ["strategy", "at", "times as fast as mpi/rows, measured", "predicted"]
+    return pd.DataFrame(found, columns=columns).round(2)
+
+
+def crossing_verdict(table: pd.DataFrame) -> Markdown:
+    """From where on another strategy is ahead of rows, on two ranks, and whether the model says the same."""
+    text = "the model names the faster of the two wherever one is 1.25 times as fast as the other"
+    if table.empty:
+        return no_verdict(tell._fared(text, {}))
+    _, _, measured, predicted = table.columns
+    clear = table[np.abs(np.log(table[measured])) > np.log(1.25)]
+    outcomes = {
+        f"{row.strategy}, {row.at} ({plots.ratio(row[3])} and {plots.ratio(row[4])})": (row[3] > 1) == (row[4] > 1)
+        for row in clear.itertuples()
+    }
+    parts = []
+    for strategy, group in table.groupby("strategy", sort=False):
+        said = []
+        for column in (measured, predicted):
+            values = list(group[column])
+            first = next((i for i in range(len(values)) if all(value > 1 for value in values[i:])), None)
+            said.append("nowhere for good" if first is None else f"from {group['at'].iloc[first]} on")
+        parts.append(f"{strategy} is ahead of mpi/rows {said[0]} (the model says {said[1]})")
+    return tell.say(f"On two ranks {'; '.join(parts)}", tell._fared(text, outcomes))
+
+
 def networks_table() -> Markdown:
     """The networks as they are assumed."""
     rows = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from rnnpar import machine, model_ranks
@@ -129,6 +130,13 @@ def test_predictions_and_the_check_have_a_row_a_point(measured):
     table = ranks.predictions(frame, name)
     assert len(table) == 3 * sum(map(len, ranks.LINES.values()))
     assert np.isfinite(table["predicted"]).all()
+    crossings = ranks.crossings(frame, name)
+    assert crossings.empty, "rows was not measured beside the others here"
+    both = pd.DataFrame([("mpi/batch", f"B = {B}", m, p) for B, m, p in ((1, 0.5, 0.9), (4, 1.1, 0.8), (16, 2, 0.7))],
+                        columns=["strategy", "at", "measured", "predicted"])  # fmt: skip
+    said = ranks.crossing_verdict(both).data
+    assert "mpi/batch is ahead of mpi/rows from B = 4 on (the model says nowhere for good)" in said
+    assert "It failed at mpi/batch, B = 16 (2" in said
     check = ranks.simulation_check(frame, name)
     assert set(check["ranks"]) == {2, 4}
     for said in (ranks.model_verdict(table), ranks.simulation_verdict(check), ranks.scale_verdict(name),
