@@ -333,7 +333,8 @@ def serve(path: str, job: dict[str, Any]) -> None:
     try:
         from rnnpar.backends import mpi
 
-        place = mpi.Ranks(mpi.world().comm)
+        place = mpi.world()
+        stay_on_cores(place.rank, place.size, job["threads"])
         from mpi4py import MPI
 
         library = MPI.Get_library_version().splitlines()[0].strip("\0")
@@ -352,6 +353,30 @@ def serve(path: str, job: dict[str, Any]) -> None:
         line.write({"error": last_words(error)})
         time.sleep(5)  # the process that started the ranks ends them all now; if it does not, mpiexec does
         os._exit(1)
+
+
+def stay_on_cores(rank: int, ranks: int, threads: int) -> None:
+    """Keep this rank to cores of its own, where there are enough; a core's second hardware thread comes last.
+
+    Ranks that sleep between two calls are woken by one process, and so, often, all on its core: spinning there for
+    each other they stay for milliseconds, until the system notices that another core has nothing to do.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return
+    seen: dict[str, int] = {}
+
+    def turn(cpu: int) -> int:
+        """Which hardware thread of its core `cpu` is: 1, 2, ..."""
+        try:
+            core = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text()
+        except OSError:
+            core = str(cpu)
+        seen[core] = seen.get(core, 0) + 1
+        return seen[core]
+
+    allowed = sorted(sorted(os.sched_getaffinity(0)), key=turn)
+    if ranks * threads <= len(allowed):
+        os.sched_setaffinity(0, allowed[rank * threads : (rank + 1) * threads])
 
 
 def answer(place: Any, strategy: Any, memory: dict[int, mmap.mmap], line: Line, call: dict, descriptors: list) -> None:

@@ -27,7 +27,8 @@ BOUND = 1e-5  # the largest relative error to the oracle that a float32 method m
 SAMPLE_S = 1e-3  # a sample lasts at least this long: the clock and the call's overhead vanish in it
 SETTLE_S = 20e-3  # calls shorter than this have one untimed call of the same method before each sample
 APART = ("mpi", "peers")  # backends that compute in processes of their own; before a sample of theirs comes
-PAUSE_S = 50e-3  # a pause, in which this process's threads, still spinning after their last call, go to sleep
+PAUSE_S = 10e-3  # a pause, in which this process's threads, still spinning after their last call, go to sleep; and
+AWAKE_S = 5e-3  # so many seconds of untimed calls, in which theirs awake
 FEWEST = 3  # samples of a method whose calls are within the limit
 
 ORIGIN = {"origin-large": (50, 50, 8_000, 15, 1), "origin-small": (120, 120, 10_000, 50, 1)}  # H, I, O, T, B
@@ -179,6 +180,9 @@ class Trial:
         try:
             if registry.find(self.method).backend in APART:
                 time.sleep(PAUSE_S)
+                spent = 0.0
+                while spent < AWAKE_S:
+                    spent += max(self.runner.timed(problem.x)[0], 1e-5)
             if self.settle:  # the methods before it have taken the caches and left their threads spinning
                 self.runner.timed(problem.x)
             total = 0.0
