@@ -26,7 +26,7 @@ CODE := rnnpar tests data notebooks/*.ipynb
 CHAPTERS := $(wildcard notebooks/[0-9][0-9]*.ipynb)
 RESULTS := $(wildcard data/results/*/*.csv)
 
-.PHONY: figures test check peers in-time lab sweep cluster html clean help
+.PHONY: figures test check peers mpi in-time lab sweep cluster html clean help
 
 ifeq ($(PROFILE),ci)
 figures: $(READY)
@@ -55,11 +55,13 @@ cluster: $(READY)  ## start a Dask cluster of this machine alone, to try the swe
 	$(RUN) -m rnnpar.study.cluster
 
 peers: $(READY)  ## measure what a user would pick instead (PyTorch, ONNX Runtime, OpenVINO, JAX) beside ours
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[study,dev,cluster,peers]'
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[study,dev,mpi,cluster,peers]'
 	$(RUN) -m rnnpar.study.peers
 
 in-time: $(READY)  ## measure the methods that are parallel in time, for chapter 07 (two minutes)
 	$(RUN) -m rnnpar.study.in_time
+mpi: $(READY)  ## measure what ranks cost: messages, and mpi's strategies beside those of threads (three minutes)
+	$(RUN) -m rnnpar.study.ranks
 
 lab: $(READY)  ## open the notebooks in JupyterLab
 	$(RUN) -m jupyterlab $(firstword $(wildcard notebooks/00*.ipynb) notebooks)
@@ -86,5 +88,5 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	  "rnnpar needs Python 3.11 or newer; $(PYTHON) is " + sys.version.split()[0])'
 	@[ -x .venv/bin/python ] || $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 	@echo "installing what constraints.txt pins into .venv (about 800 MB)"
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[study,dev,cluster]'
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[study,dev,mpi,cluster]'
 	@touch $@

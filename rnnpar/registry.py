@@ -81,6 +81,7 @@ class Methods(tuple):
         )
 
 
+MPI = (("mpi4py", "mpi4py mpich"),)  # mpich brings mpiexec; a system's or a cluster's own MPI does as well
 TABLE = Methods((
     Method("serial/naive", "nothing: NumPy, a step at a time, as on paper", "nothing"),
     Method("serial/hoisted", "nothing: U x and V h as one product each over all time steps", "nothing"),
@@ -93,6 +94,9 @@ TABLE = Methods((
     Method("in_time/segments", "segments of time, each step by step from a guessed start", "two barriers an iteration"),
     Method("in_time/quasi_deer", "time: Newton's correction by a scan of diagonals", "three barriers an iteration"),
     Method("in_time/deer", "time: Newton's correction by a scan of dense Jacobians", "three barriers an iteration"),
+    Method("mpi/batch", "sequences of the batch over ranks", "nothing; one gather at the end", requires=MPI),
+    Method("mpi/pipeline", "layers, and the products around them, over ranks", "one message a chunk", requires=MPI),
+    Method("mpi/rows", "rows of W over ranks", "one allgather of the state a step", requires=MPI),
     Method("peers/torch", "PyTorch at its best: rows and columns of each product", "a fork and a join an operation",
            requires=(("torch", "torch==2.13.0"),)),
     Method("peers/onnxruntime", "ONNX Runtime at its best: columns of each product", "a fork and a join an operation",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 import time
 import warnings
@@ -39,15 +40,22 @@ class Runner:
     def timed(self, x: np.ndarray, h0: np.ndarray | None = None) -> tuple[float, np.ndarray, np.ndarray]:
         """(seconds, y, h): one call and its wall time, from NumPy input to NumPy output.
 
-        A method that computes in processes of its own (`peers`) reports the seconds that passed there, so that
-        the way to them is not charged to it.
+        A method that computes in processes of its own (`peers`, and `mpi` on ranks that it started) reports the
+        seconds that passed there, so that the way to them is not charged to it. Where this process is itself one of
+        several ranks, y and h are None on all but rank 0.
         """
         start = time.perf_counter()
-        x, h0 = check_input(self.net, x, h0)
         with self._lock:
             if self._forward is None:
+                check_input(self.net, x, h0)
                 raise RuntimeError(f"this {self.method} runner is closed; prepare a new one")
+            if hasattr(self._forward, "agree"):  # one rank of several: all accept their input, or all refuse it
+                x, h0 = self._forward.agree(check_input, self.net, x, h0)
+            else:
+                x, h0 = check_input(self.net, x, h0)
             if x.size == 0 and 0 in x.shape[:2]:  # no steps or no sequences: nothing to compute, the state stays
+                if not getattr(self._forward, "root", True):
+                    return 0.0, None, None
                 return 0.0, np.empty((*x.shape[:2], self.net.output_size), np.float32), h0.copy()
             y, h = self._forward(x, h0)
             seconds = time.perf_counter() - start
@@ -130,7 +138,10 @@ def prepare(net: RNN, method: str = "auto", **options: Any) -> Runner:
     if method == "auto" and options.get("dtype", "float32") not in ("float32", "bfloat16"):
         # A named method refuses it when it packs the weights; auto packs only when it has seen x.
         raise ValueError(f"dtype is {options['dtype']!r}; it must be 'float32' or 'bfloat16'")
-    if "threads" in known:
+    if "threads" in options or known.get("threads", 1) in (
+        None,
+        inspect.Parameter.empty,
+    ):  # else it has its own default
         options["threads"] = check_threads(options.get("threads"))
     return AutoRunner(net, options) if method == "auto" else Runner(net, row, options)
 

@@ -25,7 +25,8 @@ def bounds(requirements: list[str]) -> dict[str, str]:
 
 
 def test_conda_and_pip_name_the_same_dependencies():
-    wanted = bounds([*PROJECT["dependencies"], *EXTRAS["study"], *EXTRAS["gpu"], *EXTRAS["cluster"], *EXTRAS["dev"]])
+    extras = ("study", "mpi", "cluster", "gpu", "dev")
+    wanted = bounds([*PROJECT["dependencies"], *(entry for extra in extras for entry in EXTRAS[extra])])
     wanted = {CONDA_NAMES.get(name, name): bound for name, bound in wanted.items()}
     listed = bounds([entry for entry in CONDA if isinstance(entry, str)])
     assert {name: bound for name, bound in listed.items() if name not in NOT_OURS} == wanted
@@ -50,7 +51,7 @@ def pins() -> dict[str, str]:
 def test_constraints_pin_all_that_make_installs():
     pinned = pins()
     assert all(re.fullmatch(r"==[0-9][0-9A-Za-z.+!]*", bound) for bound in pinned.values())
-    made = ("study", "dev", "cluster", "peers")
+    made = ("study", "dev", "mpi", "cluster", "peers")
     wanted = bounds([*PROJECT["dependencies"], *(entry for extra in made for entry in EXTRAS[extra])])
     assert set(wanted) <= set(pinned)
     for name, bound in wanted.items():
@@ -59,7 +60,7 @@ def test_constraints_pin_all_that_make_installs():
 
 
 def test_constraints_name_no_place_and_not_what_make_leaves_alone():
-    assert not {"cupy-cuda13x", "mpi4py", "rnnpar"} & set(pins())
+    assert not {"cupy-cuda13x", "rnnpar"} & set(pins())
     text = (ROOT / "constraints.txt").read_text()
     assert not re.search(r"://|^-|@ ", text, re.MULTILINE)
 
@@ -68,7 +69,7 @@ def test_one_cuda_generation_only():
     assert [name for extra in EXTRAS.values() for name in bounds(extra) if "cupy" in name] == ["cupy-cuda13x"]
 
 
-@pytest.mark.parametrize("target", ["figures", "test", "peers", "lab", "sweep", "cluster", "html", "clean", "help"])
+@pytest.mark.parametrize("target", ["figures", "test", "peers", "mpi", "in-time", "lab", "sweep", "cluster", "html", "clean", "help"])
 def test_make_help_lists_every_target(target):
     done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, timeout=20, check=True)
     assert re.search(rf"^{target}\s+\S", done.stdout, re.MULTILINE)

@@ -35,6 +35,9 @@ except ImportError:  # Windows: two sweeps at once are not kept apart there
 BOUND = 1e-5  # the largest relative error to the oracle that a float32 method may have
 SAMPLE_S = 1e-3  # a sample lasts at least this long: the clock and the call's overhead vanish in it
 SETTLE_S = 20e-3  # calls shorter than this have one untimed call of the same method before each sample
+APART = ("mpi", "peers")  # backends that compute in processes of their own; before a sample of theirs comes
+PAUSE_S = 10e-3  # a pause, in which this process's threads, still spinning after their last call, go to sleep; and
+AWAKE_S = 5e-3  # so many seconds of untimed calls, in which theirs awake
 FEWEST = 3  # samples of a method whose calls are within the limit
 
 ORIGIN = {"origin-large": (50, 50, 8_000, 15, 1), "origin-small": (120, 120, 10_000, 50, 1)}  # H, I, O, T, B
@@ -99,6 +102,11 @@ def key(point: Point, method: str, threads: int) -> str:
     """A point's key in the results: a short hash of all that tells it from the others."""
     sizes = (point.H, point.I, point.O, point.T, point.B, point.layers)
     return hashlib.sha256(repr((point.workload, method, sizes, threads)).encode()).hexdigest()[:12]
+
+
+def workers(options: Mapping[str, Any]) -> int:
+    """What the column "threads" holds: threads, or ranks times the threads of each."""
+    return options.get("ranks", 1) * options.get("threads", 1)
 
 
 def measure_group(
@@ -179,6 +187,11 @@ class Trial:
         """Take one sample: the mean over back-to-back calls, the last of which is checked."""
         self.rounds -= 1
         try:
+            if registry.find(self.method).backend in APART:
+                time.sleep(PAUSE_S)
+                spent = 0.0
+                while spent < AWAKE_S:
+                    spent += max(self.runner.timed(problem.x)[0], 1e-5)
             if self.settle:  # the methods before it have taken the caches and left their threads spinning
                 self.runner.timed(problem.x)
             total = 0.0
@@ -196,9 +209,9 @@ class Trial:
         kinds = ["compile"] + ([] if failed else ["steady"] * len(self.seconds))
         times = [None if failed else self.compile_s, *self.seconds]
         shared = dict(
-            point=key(self.point, self.method, self.options.get("threads", 1)),
+            point=key(self.point, self.method, workers(self.options)),
             workload=self.point.workload, method=self.method, H=self.point.H, I=self.point.I, O=self.point.O,
-            T=self.point.T, B=self.point.B, layers=self.point.layers, threads=self.options.get("threads", 1),
+            T=self.point.T, B=self.point.B, layers=self.point.layers, threads=workers(self.options),
             samples=len(kinds), error=self.error, status=self.status, message=self.message,
             source=source(self.method), revision=revision(),
             date=datetime.now(UTC).isoformat(timespec="seconds"),

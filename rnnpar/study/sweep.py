@@ -8,7 +8,7 @@ A profile is a YAML file beside this one; `--parameters` overrides any of its ke
     experiment   names the file of results
     grids        each lists H, I, O, T, B and layers, and takes every combination; "H" as I or O means the value of H
     workloads    workloads that have their own sizes: origin-large, origin-small, trained networks
-    methods      names, or "all": what can run here, peers and in_time excepted (they have commands of their own)
+    methods      names, or "all": what can run here, peers, mpi and in_time excepted (they have commands of their own)
     threads      numbers of threads, "each" (1, 2, 4 ... cores allowed), or null: the cores allowed; a grid may have
                  its own. Methods that take no threads are measured once
     samples, budget_s, limit_s      as in measure.measure_group
@@ -42,7 +42,7 @@ from rnnpar.study import measure, store
 
 PROFILES = Path(__file__).parent / "profiles"
 KEYS = ("experiment", "grids", "workloads", "methods", "threads", "samples", "budget_s", "limit_s", "seed")
-APART = ("peers", "in_time")  # backends that are measured by commands of their own: make peers, make in-time
+APART = ("peers", "mpi", "in_time")  # backends that are measured by commands of their own, such as make peers
 SIZES = ("H", "I", "O", "T", "B", "layers")
 CELL_LIMIT_S = 4 * 3600  # far beyond the full profile: a sweep that hangs ends one day
 

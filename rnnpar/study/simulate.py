@@ -1,0 +1,110 @@
+"""Ranks that nobody here has: the strategies of `mpi` simulated on up to 1,024 of them, on given networks.
+
+Every rank has a clock. It computes for as long as the model says (times a little chance, since no two cores are ever
+equally undisturbed), sends its messages, and goes on when those that it waits for have come. What is assumed:
+
+- Each rank is one core like those of the machine whose peaks the model has. With shared memory there are as many of
+  them in one machine as ranks, each with the caches and the share of the memory that it has here.
+- A message of n bytes keeps its sender's core busy for `busy` seconds, and is there alpha + beta n after it was sent
+  (Hockney's model). Every rank has a link of its own, and the network between them is never the narrow place.
+- Up to `FEW` ranks an exchange is a message to each; beyond, rounds in which the distance doubles (Bruck's allgather).
+- Computing and sending do not overlap, and each rank's times scatter by `jitter`, independently at every step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rnnpar import model_ranks
+from rnnpar.backends.mpi import FEW
+from rnnpar.model import Work
+from rnnpar.model_ranks import Link
+
+GB = 1e9
+NETWORKS = {  # alpha, beta and busy as such networks usually give them from one MPI process to another
+    "shared memory": Link(0.5e-6, 1 / (8 * GB), 0.2e-6),
+    "InfiniBand, 400 Gb/s": Link(1.3e-6, 1 / (47 * GB), 0.3e-6),
+    "Ethernet, 400 Gb/s (RDMA)": Link(2.5e-6, 1 / (45 * GB), 0.4e-6),
+    "Ethernet, 25 Gb/s (TCP)": Link(15e-6, 1 / (2.9 * GB), 4e-6),
+}
+JITTER = 0.02  # standard deviation of a step's time over its mean
+STEPS = 48  # steps that are simulated; the rest go on in the same way
+
+
+def exchange(clocks: np.ndarray, link: Link, block: float) -> np.ndarray:
+    """When each rank has all blocks (of so many bytes each), if rank i has its own at clocks[i]."""
+    ranks = len(clocks)
+    if ranks == 1:
+        return clocks
+    if ranks <= FEW:  # a message to each, one behind the other; the last to come ends it
+        sent = clocks[:, None] + (link.busy + link.beta * block) * np.arange(1, ranks)
+        into = np.empty((ranks, ranks - 1))
+        for i in range(1, ranks):
+            into[:, i - 1] = np.roll(sent[:, i - 1], i)
+        return np.maximum(sent[:, -1], into.max(axis=1) + link.alpha)
+    have, now = 1, clocks.copy()
+    while have < ranks:
+        blocks = min(have, ranks - have)
+        sent = now + link.busy + link.beta * block * blocks
+        now = np.maximum(sent, np.roll(sent, -have) + link.alpha)  # from the rank that far ahead
+        have *= 2
+    return now
+
+
+def rows(model: Any, work: Work, ranks: int, link: Link, jitter: float = JITTER, seed: int = 0) -> float:
+    """Seconds of `mpi/rows`, by simulation."""
+    parts = model_ranks.rows_parts(model, work, ranks)
+    rng, clocks = np.random.default_rng(seed), np.zeros(ranks)
+    steps = min(work.T, STEPS)
+    for _ in range(steps):
+        clocks += parts["step"] * scatter(rng, ranks, jitter)
+        clocks = exchange(clocks, link, 4.0 * work.B * parts["columns"])
+    recurrence = float(clocks.max()) * work.T / steps * work.layers
+    return recurrence + parts["ahead"] + parts["behind"] + gather(work, ranks, link)
+
+
+def batch(model: Any, work: Work, ranks: int, link: Link, jitter: float = JITTER, seed: int = 0) -> float:
+    """Seconds of `mpi/batch`, by simulation: nobody waits for anybody until the end."""
+    alone = model_ranks.batch(model, work, ranks)
+    clocks = alone * scatter(np.random.default_rng(seed), min(ranks, work.B), jitter / math.sqrt(max(work.T, 1)))
+    return float(clocks.max()) + gather(work, min(ranks, work.B), link)
+
+
+def pipeline(model: Any, work: Work, ranks: int, link: Link, jitter: float = JITTER, seed: int = 0) -> float:
+    """Seconds of `mpi/pipeline`, by simulation, chunk by chunk through all places."""
+    chunk = model_ranks.best_chunk(model, work, ranks, link)
+    places, message = model_ranks.places(model, work, ranks, link, chunk)
+    rng, free = np.random.default_rng(seed), np.zeros(len(places))
+    for _ in range(math.ceil(work.T / chunk)):
+        took = np.array(places) * scatter(rng, len(places), jitter / math.sqrt(chunk))
+        there = 0.0
+        for place in range(len(places)):
+            free[place] = max(free[place], there) + took[place]
+            there = free[place] + message
+    return float(free[-1])
+
+
+SIMULATED = {"mpi/rows": rows, "mpi/batch": batch, "mpi/pipeline": pipeline}
+
+
+def gather(work: Work, ranks: int, link: Link) -> float:
+    """Seconds until rank 0 has the other ranks' outputs, which come through its one link."""
+    if ranks == 1:
+        return 0.0
+    return link.alpha + (ranks - 1) * link.busy + link.beta * 4.0 * work.T * work.B * work.O * (ranks - 1) / ranks
+
+
+def scatter(rng: np.random.Generator, count: int, jitter: float) -> np.ndarray:
+    """Factors of mean 1 with that standard deviation, none below a half."""
+    return np.maximum(0.5, rng.normal(1.0, jitter, count)) if jitter else np.ones(count)
+
+
+def curve(
+    model: Any, method: str, work: Work, ranks: Sequence[int], link: Link, jitter: float = JITTER
+) -> dict[int, float]:
+    """Seconds of a call on each number of ranks."""
+    return {count: SIMULATED[method](model, work, count, link, jitter) for count in ranks}

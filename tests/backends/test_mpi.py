@@ -1,0 +1,235 @@
+"""mpi against the oracle on 1 to 4 ranks; and every way for ranks to end: none may hang, and none be left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+import warnings
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+import rnnpar
+from rnnpar import registry
+from rnnpar.backends import mpi_start
+from tests.conftest import assert_matches_oracle, random_input
+
+pytest.importorskip("mpi4py")
+pytestmark = pytest.mark.filterwarnings("ignore:[0-9]+ ranks x")
+ROOT = Path(__file__).parents[2]
+NET = rnnpar.RNN.random(3, 40, 5, 2)
+
+
+def job(case: str, ranks: int, timeout: float = 120) -> tuple[int, str, float]:
+    """A job under mpiexec: exit status, what was written, and seconds; none of its processes may be left."""
+    mark = uuid.uuid4().hex
+    command = [*mpi_start.mpiexec(), "-n", str(ranks), sys.executable, "-m", "tests.backends.mpi_cases", case, mark]
+    begin = time.monotonic()
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                          timeout=timeout, env=os.environ | mpi_start.SUITED, stdin=subprocess.DEVNULL)  # fmt: skip
+    took = time.monotonic() - begin
+    until = time.monotonic() + 10
+    while left := [process for process in psutil.process_iter() if has(process, mark)]:
+        assert time.monotonic() < until, f"left behind: {left}"
+        time.sleep(0.05)
+    return done.returncode, done.stdout, took
+
+
+def has(process: psutil.Process, mark: str) -> bool:
+    try:
+        return mark in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+# --- Under mpiexec -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_every_strategy_equals_the_oracle(ranks):
+    status, said, _ = job("equal", ranks)
+    assert status == 0, said
+    assert "cases are equal" in said
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        ("shapes", ["rank 0 has x of shape (4, 2, 3), rank 1 has x of shape (5, 2, 3)"]),
+        ("weights", ["prepare: the ranks disagree", "rank 1 has other weights or options"]),
+        ("raises", ["rank 1 of 2 ended by ArithmeticError: this rank has had enough"]),
+        ("killed", ["signal 9"]),
+    ],
+)
+def test_every_rank_ends_with_the_reason(case, words):
+    status, said, took = job(case, 2, timeout=30)
+    assert status != 0
+    for word in words:
+        assert word in said
+    assert took < 15  # with the start of the processes, which takes seconds of its own
+
+
+def test_all_ranks_refuse_what_one_was_given_and_may_go_on():
+    status, said, _ = job("refused", 2, timeout=30)
+    assert status == 0, said
+    assert "rank 1 heard TypeError: x has dtype float64" in said
+    assert "rank 0 heard ValueError: run: rank 1 has it wrong, so no rank goes on: x has dtype float64" in said
+    assert "and went on" in said
+
+
+def test_one_rank_where_two_are_needed():
+    status, said, _ = job("single", 1, timeout=30)
+    assert status == 0, said
+    assert "mpi/rows needs two ranks at least, and this job has one: mpiexec -n 2" in said
+    assert "ranks is 3, but mpiexec started 1" in said
+
+
+# --- Started from here -------------------------------------------------------------------------------------------
+
+
+def ended(pids: list[int], seconds: float = 10) -> bool:
+    until = time.monotonic() + seconds
+    while any(mpi_start.alive(pid) for pid in pids):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def often(run: rnnpar.runner.Runner, x: np.ndarray) -> None:
+    for _ in range(100):
+        run(x)
+
+
+def test_ranks_are_started_kept_and_ended():
+    run = rnnpar.prepare(NET, "mpi/rows", ranks=2)
+    pids = run.info["pids"]
+    kept = []
+    for T, B in ((5, 1), (30, 3), (30, 3), (30, 3), (30, 3), (1, 1), (0, 2)):
+        x = random_input(NET, T, B, seed=len(kept))
+        assert_matches_oracle(run, x, np.full((2, B, 40), 0.25, np.float32))
+        y, h = run(x)
+        kept.append((y, h, y.copy(), h.copy()))
+    for y, h, y_then, h_then in kept:  # results are the caller's own, whatever was called after
+        assert np.array_equal(y, y_then)
+        assert np.array_equal(h, h_then)
+        y[:] = 0
+    seconds, *_ = run.timed(random_input(NET, 30, 3))
+    assert 0 < seconds < run.info["whole_s"]
+    assert run.info["ranks"] == 2
+    assert run.info["exchange"] == "window"
+    assert run.info["pids"] == pids, "the same ranks serve every call"
+    run.close()
+    assert ended(pids, 0)
+    run.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        run(random_input(NET, 5, 1))
+
+
+def test_a_rank_that_is_killed_ends_all_and_says_so():
+    with rnnpar.prepare(NET, "mpi/pipeline", ranks=2) as run:
+        pids = run.info["pids"]
+        run(random_input(NET, 5, 1))
+        os.kill(pids[1], signal.SIGKILL)
+        begin = time.monotonic()
+        with pytest.raises(RuntimeError, match=r"(?s)mpi/pipeline on 2 ranks: rank \d ended.*prepare a new one"):
+            often(run, random_input(NET, 5, 1))
+        assert time.monotonic() - begin < 10
+        assert ended(pids, 5)
+        with pytest.raises(RuntimeError, match="have ended; prepare a new one"):
+            run(random_input(NET, 5, 1))
+
+
+def test_a_rank_that_is_killed_within_a_call():
+    """The other rank is waiting in compiled code for its part of the state."""
+    net = rnnpar.RNN.random(3, 600, 5)
+    with rnnpar.prepare(net, "mpi/rows", ranks=2) as run:
+        pids = run.info["pids"]
+        x = random_input(net, 60_000, 1)
+        killer = subprocess.Popen(["sh", "-c", f"sleep 0.3; kill -9 {pids[0]}"])
+        with pytest.raises(RuntimeError, match=r"rank \d ended"):
+            often(run, x)
+        killer.wait()
+        assert ended(pids, 5)
+
+
+def test_ranks_end_with_the_process_that_started_them():
+    program = (
+        "import rnnpar, numpy, time\n"
+        "run = rnnpar.prepare(rnnpar.RNN.random(3, 40, 5), 'mpi/batch', ranks=2)\n"
+        "run(numpy.zeros((3, 2, 3), numpy.float32))\n"
+        "print(*run.info['pids'], flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    pids = [int(word) for word in parent.stdout.readline().split()]
+    assert len(pids) == 2
+    starters = [psutil.Process(pid).parent().pid for pid in pids]
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    assert ended([*pids, *starters])
+
+
+def test_a_rank_that_cannot_prepare_says_why(monkeypatch):
+    monkeypatch.setenv("NUMBA_CPU_NAME", "")
+    monkeypatch.setenv("RNNPAR_MPIEXEC", "false")
+    with pytest.raises(RuntimeError, match=r"its ranks did not start \(mpiexec: exit status 1\)"):
+        rnnpar.prepare(NET, "mpi/rows", ranks=2)
+
+
+def test_processes_that_are_no_job_are_told_apart(monkeypatch, tmp_path):
+    """An mpiexec of another MPI starts as many single ranks as it is asked for."""
+    script = tmp_path / "mpiexec"
+    script.write_text('#!/bin/sh\nshift 2\n"$@" &\n"$@"\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("RNNPAR_MPIEXEC", str(script))
+    with pytest.raises(RuntimeError, match=r"belongs to another MPI than mpi4py.*RNNPAR_MPIEXEC"):
+        rnnpar.prepare(NET, "mpi/rows", ranks=2)
+
+
+def test_no_mpi(monkeypatch):
+    monkeypatch.setenv("RNNPAR_MPIEXEC", "/nowhere/mpiexec")
+    with pytest.raises(rnnpar.Unavailable, match="/nowhere/mpiexec cannot be run"):
+        rnnpar.prepare(NET, "mpi/rows", ranks=2)
+    monkeypatch.delenv("RNNPAR_MPIEXEC")
+    monkeypatch.setattr(mpi_start.shutil, "which", lambda *_, **__: None)
+    with pytest.raises(rnnpar.Unavailable, match=r"no mpiexec.*pip install mpich"):
+        rnnpar.prepare(NET, "mpi/rows", ranks=2)
+    monkeypatch.setattr(registry, "_importable", lambda module: module != "mpi4py")
+    with pytest.raises(rnnpar.Unavailable, match="pip install mpi4py mpich"):
+        rnnpar.prepare(NET, "mpi/rows", ranks=2)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "error", "words"),
+    [
+        ("mpi/rows", {}, ValueError, "has no ranks: start the program by `mpiexec -n 2"),
+        ("mpi/rows", {"ranks": 0}, ValueError, "ranks is 0; it must be at least 1"),
+        ("mpi/rows", {"ranks": 1.5}, TypeError, "ranks is 1.5; it must be a whole number"),
+        ("mpi/batch", {"ranks": 2, "threads": 0}, ValueError, "threads is 0"),
+        ("mpi/batch", {"ranks": 2, "exchange": "allgather"}, ValueError, "must be one of auto, window, messages$"),
+        ("mpi/rows", {"ranks": 2, "exchange": "pigeon"}, ValueError, "pigeon.*allgather"),
+        ("mpi/pipeline", {"ranks": 2, "chunk": -1}, ValueError, "chunk is -1"),
+        ("mpi/batch", {"ranks": 2, "chunk": 1}, TypeError, "takes no option chunk"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_starts(method, options, error, words):
+    with pytest.raises(error, match=words):
+        rnnpar.prepare(NET, method, **options)
+
+
+def test_more_ranks_than_cores_warn():
+    from rnnpar.backends.mpi import warn_of_cores
+
+    with pytest.warns(UserWarning, match="1000 ranks x 2 threads, but this process may use"):
+        warn_of_cores(1000, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_cores(1, 1)
