@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).parent
+GPU_BACKENDS = ("numba_cuda", "cupy_gpu")
 
 
 class Unavailable(RuntimeError):
@@ -40,6 +41,11 @@ class Method:
     @property
     def strategy(self) -> str:
         return self.name.split("/")[1]
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it computes on a GPU in this process, and so takes device arrays and returns them."""
+        return self.backend in GPU_BACKENDS
 
     @property
     def why_not(self) -> str:
