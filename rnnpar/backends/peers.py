@@ -15,11 +15,13 @@ Letters: T steps, B batch, I input, H hidden, O output, L layers. x (T,B,I), h0,
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import itertools
 import os
 import pickle
 import queue
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -113,6 +115,25 @@ def jax_gpu(net: RNN, device: int = 0) -> Child:
     every step from L2 or memory; U and V once in a call.
     """
     return on_gpu("peers/jax_gpu", ("jax_gpu", net, {}), device)
+
+
+def why_no_cudnn() -> str:
+    """Why peers/cudnn cannot run here; empty where it can. PyTorch itself, slow to import, is left alone."""
+    origin = Path(importlib.util.find_spec("torch").origin)
+    try:
+        built = re.search(r"^cuda\b.*= *'([0-9.]+)'", (origin.parent / "version.py").read_text(), re.MULTILINE)
+    except OSError:
+        built = True  # nobody knows; importing it will tell
+    if not built:
+        return "the PyTorch here is built without CUDA: install it from https://pytorch.org with CUDA"
+    return "" if machine.gpu() else machine.gpu_problem()
+
+
+def why_no_jax_gpu() -> str:
+    """Why peers/jax_gpu cannot run here; empty where it can. JAX itself is left alone."""
+    if not any(importlib.util.find_spec(f"jax_{cuda}_plugin") for cuda in ("cuda13", "cuda12")):
+        return "the JAX here computes on the CPU only: pip install 'jax[cuda13]'"
+    return "" if machine.gpu() else machine.gpu_problem()
 
 
 def on_gpu(name: str, arguments: tuple, device: int, environment: Mapping[str, str] | None = None) -> Child:
