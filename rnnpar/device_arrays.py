@@ -106,6 +106,22 @@ def zeros(like: Any, shape: tuple[int, ...]) -> Any:
     return made
 
 
+def put(array: np.ndarray, backend: str) -> Any:
+    """A copy of a NumPy array on the GPU, of the kind that a backend's library makes: CuPy's or Numba's."""
+    if backend == "cupy_gpu":
+        return importlib.import_module("cupy").asarray(array)
+    return importlib.import_module("numba.cuda").to_device(array)
+
+
+def fetch(array: Any) -> np.ndarray:
+    """A copy of a device array in NumPy's memory; waits for what fills it."""
+    if kind(array).startswith("torch."):
+        return array.cpu().numpy()
+    if kind(array).startswith("cupy."):
+        return array.get()
+    return array.copy_to_host()
+
+
 def duplicate(array: Any) -> Any:
     """A copy of a device array, of its kind, in the GPU's memory."""
     if kind(array).startswith("torch."):

@@ -129,4 +129,6 @@ def install(rows: tuple[FakeMethod, ...] = ROWS, setting: Any = setattr) -> None
     setting(device_arrays, "empty", lambda like, shape: DeviceArray(np.empty(shape, np.float32)))
     setting(device_arrays, "zeros", lambda like, shape: DeviceArray(np.zeros(shape, np.float32)))
     setting(device_arrays, "duplicate", lambda array: DeviceArray(array.host.copy()))
+    setting(device_arrays, "put", lambda array, backend: DeviceArray(array.copy()))
+    setting(device_arrays, "fetch", lambda array: array.host.copy())
     setting(device_arrays, "device_of", lambda pointer: 0)

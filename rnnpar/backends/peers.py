@@ -104,8 +104,7 @@ def cudnn(net: RNN, tf32: bool = False, device: int = 0) -> Child:
     where it has one for the size. Moves: W in every step from L2 or memory; U and V once in a call. With `tf32` the
     tensor cores round the factors of each product to 10 bits, PyTorch's default for cuDNN; without, all is float32.
     """
-    rules = {} if tf32 else {"NVIDIA_TF32_OVERRIDE": "0"}  # heeded by all of NVIDIA's libraries, whatever else is set
-    return on_gpu("peers/cudnn", ("cudnn", net, {"tf32": tf32}), device, rules)
+    return _on_gpu("peers/cudnn", ("cudnn", net, {"tf32": tf32}), gpu_environment(device, tf32))
 
 
 def jax_gpu(net: RNN, device: int = 0) -> Child:
@@ -114,7 +113,7 @@ def jax_gpu(net: RNN, device: int = 0) -> Child:
     Parallelises: each product's rows and columns. Synchronises: a launch or a graph node an operation. Moves: W in
     every step from L2 or memory; U and V once in a call.
     """
-    return on_gpu("peers/jax_gpu", ("jax_gpu", net, {}), device)
+    return _on_gpu("peers/jax_gpu", ("jax_gpu", net, {}), gpu_environment(device))
 
 
 def why_no_cudnn() -> str:
@@ -136,8 +135,8 @@ def why_no_jax_gpu() -> str:
     return "" if machine.gpu() else machine.gpu_problem()
 
 
-def on_gpu(name: str, arguments: tuple, device: int, environment: Mapping[str, str] | None = None) -> Child:
-    """The process of an engine that computes on a GPU, the only one that it can see."""
+def gpu_environment(device: int = 0, tf32: bool = False) -> dict[str, str]:
+    """What a process that computes on one GPU finds in its environment: it sees that GPU alone."""
     seen = [entry.strip() for entry in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if entry.strip()]
     if seen and not 0 <= device < len(seen):
         raise ValueError(f"device is {device}; CUDA_VISIBLE_DEVICES shows {len(seen)}, numbered from 0")
@@ -147,8 +146,13 @@ def on_gpu(name: str, arguments: tuple, device: int, environment: Mapping[str, s
         "JAX_DEFAULT_MATMUL_PRECISION": "highest",
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # else it takes most of the GPU's memory, which others need too
     }
-    factory = "rnnpar.backends.peers:fastest_on_gpu"
-    return Child(name, factory, arguments, machine.cores_allowed(), rules | dict(environment or {}))
+    return (
+        rules if tf32 else rules | {"NVIDIA_TF32_OVERRIDE": "0"}
+    )  # heeded by NVIDIA's libraries, whatever else is set
+
+
+def _on_gpu(name: str, arguments: tuple, environment: dict[str, str]) -> Child:
+    return Child(name, "rnnpar.backends.peers:fastest_on_gpu", arguments, machine.cores_allowed(), environment)
 
 
 # --- What each engine has to choose from: these run in the child -------------------------------------------------
@@ -678,7 +682,7 @@ class FastestOnGpu(Fastest):
     def device_calls(self, x: np.ndarray, h0: np.ndarray, count: int) -> tuple[list, np.ndarray, np.ndarray, dict]:
         """Seconds of `count` calls from device arrays to device arrays that are filled, y and h of the last, `info`."""
         x, h0 = self._place.put(x), self._place.put(h0)
-        seconds, y, h = _calls(self._for(x, h0), x, h0, count)
+        seconds, y, h = timed_calls(self._for(x, h0), x, h0, count)
         return seconds, self._host(y), self._host(h), self.info
 
     def _host(self, array: Any) -> np.ndarray:
@@ -841,14 +845,15 @@ def _serve() -> None:
             elif isinstance(request[0], str):
                 answer = (True, getattr(forward, request[0])(*request[1]))
             else:
-                answer = (True, (*_calls(forward, *request), getattr(forward, "info", {})))
+                answer = (True, (*timed_calls(forward, *request), getattr(forward, "info", {})))
         except Exception:
             answer = (False, traceback.format_exc(limit=-4))
         pickle.dump(answer, answers, protocol=5)
         answers.flush()
 
 
-def _calls(forward: Forward, x: np.ndarray, h0: np.ndarray, count: int) -> tuple[list[float], np.ndarray, np.ndarray]:
+def timed_calls(forward: Forward, x: Any, h0: Any, count: int) -> tuple[list[float], Any, Any]:
+    """Seconds of `count` calls, one right after another, and y and h of the last."""
     seconds = []
     for _ in range(count):
         start = time.perf_counter()
