@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).parent
+GPU_BACKENDS = ("numba_cuda", "cupy_gpu")
 
 
 class Unavailable(RuntimeError):
@@ -26,12 +27,17 @@ class Unavailable(RuntimeError):
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the table. `requires` are (module to import, what to install) pairs; all else is prose."""
+    """One row of the table. `requires` are (module to import, what to install) pairs; all else is prose.
+
+    `probe` is "module:function" of this package: asked where all that is installed, it says why the method cannot run
+    here all the same, with what would do, or nothing where it can.
+    """
 
     name: str
     parallelises: str
     synchronises: str
     requires: tuple[tuple[str, str], ...] = ()
+    probe: str = ""
 
     @property
     def backend(self) -> str:
@@ -42,10 +48,17 @@ class Method:
         return self.name.split("/")[1]
 
     @property
+    def on_gpu(self) -> bool:
+        """Whether it computes on a GPU in this process, and so takes device arrays and returns them."""
+        return self.backend in GPU_BACKENDS
+
+    @property
     def why_not(self) -> str:
         """Why the method cannot run here, with what would do; empty where it can."""
         missing = [package for module, package in self.requires if not _importable(module)]
-        return f"needs {' and '.join(missing)}: pip install {' '.join(missing)}" if missing else ""
+        if missing:
+            return f"needs {' and '.join(missing)}: pip install {' '.join(missing)}"
+        return _probed(self.probe) if self.probe else ""
 
     @property
     def available(self) -> bool:
@@ -97,6 +110,10 @@ TABLE = Methods((
            requires=(("openvino", "openvino"),)),
     Method("peers/jax", "JAX at its best: rows and columns of each product, where large", "XLA's own pool",
            requires=(("jax", "jax"),)),
+    Method("peers/cudnn", "PyTorch on a GPU, cuDNN's RNN or cuBLAS in a CUDA graph: rows and columns of each product",
+           "a launch a step", requires=(("torch", "torch"),), probe="backends.peers:why_no_cudnn"),
+    Method("peers/jax_gpu", "JAX on a GPU: rows and columns of each product", "a launch an operation",
+           requires=(("jax", "jax"),), probe="backends.peers:why_no_jax_gpu"),
 ))  # fmt: skip
 
 
@@ -116,3 +133,9 @@ def find(name: str) -> Method:
 @cache
 def _importable(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
+
+
+@cache
+def _probed(probe: str) -> str:
+    module, function = probe.split(":")
+    return getattr(importlib.import_module(f"rnnpar.{module}"), function)()
