@@ -304,7 +304,7 @@ class FakeCuda:
         self._run = run
         self.blockDim, self.gridDim = run.block_dim, run.grid_dim
         self.shared = types.SimpleNamespace(array=self._shared_array)
-        self.atomic = types.SimpleNamespace(cas=self._cas, exch=self._exch)
+        self.atomic = types.SimpleNamespace(cas=self._cas, exch=self._exch, add=self._add)
         self.cg = types.SimpleNamespace(this_grid=lambda: types.SimpleNamespace(sync=self._grid_sync))
 
     @property
@@ -352,6 +352,11 @@ class FakeCuda:
     def _exch(self, array: Access, index: int, new: Any) -> Any:
         old = self._atomic(array, index, lambda found: new)
         self._run.current.looks -= 1  # that is more than a look
+        return old
+
+    def _add(self, array: Access, index: int, value: Any) -> Any:
+        old = self._atomic(array, index, lambda found: found + value)
+        self._run.current.looks -= 1
         return old
 
     def _shared_array(self, shape: int, dtype: Any, alignment: int | None = None) -> SharedArray:
