@@ -7,6 +7,7 @@ the forward pass, `forward(x, h0) -> (y, h)`. To add a method: write the functio
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import importlib.util
@@ -76,11 +77,41 @@ class Method:
         return {parameter.name: parameter.default for parameter in parameters}
 
     def source_hash(self) -> str:
-        """A short hash of the code that runs: the backend's file, and the kernels' where it uses them."""
-        files = [PACKAGE / "backends" / f"{self.backend}.py"]
-        if "rnnpar.kernels" in files[0].read_text():
-            files += sorted((PACKAGE / "kernels").glob("*.py"))
+        """A short hash of the code that runs: the backend's file, and the kernels' that it imports, directly or not."""
+        files = source_files(PACKAGE / "backends" / f"{self.backend}.py")
         return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:10]
+
+
+def source_files(backend: Path) -> list[Path]:
+    """A backend's file, then the files of `kernels` that it imports, directly or through each other, by name.
+
+    Imports within functions count as well. CUDA C++ belongs to whoever loads it: all of it, where a file names any.
+    """
+    found: set[Path] = set()
+    new = [backend]
+    while new:
+        file = new.pop()
+        text = file.read_text(encoding="utf-8")
+        needed = {PACKAGE / "kernels" / f"{name}.py" for name in _kernels_imported(text)}
+        if ".cuh" in text:
+            needed |= set((PACKAGE / "kernels").glob("*.cuh"))
+        fresh = {path for path in needed if path.is_file()} - found
+        found |= fresh
+        new += [path for path in fresh if path.suffix == ".py"]
+    return [backend, *sorted(found)]
+
+
+def _kernels_imported(text: str) -> set[str]:
+    """The names under rnnpar.kernels that a Python file imports."""
+    names = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and node.module == "rnnpar.kernels":
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rnnpar.kernels."):
+            names.add(node.module.split(".")[2])
+        elif isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[2] for alias in node.names if alias.name.startswith("rnnpar.kernels.")}
+    return names
 
 
 class Methods(tuple):
@@ -94,6 +125,8 @@ class Methods(tuple):
         )
 
 
+NUMBA = ((("numba_cuda", "'numba-cuda[cu13]'"),), "kernels.launch:why_no_gpu")  # requires, probe
+
 TABLE = Methods((
     Method("serial/naive", "nothing: NumPy, a step at a time, as on paper", "nothing"),
     Method("serial/hoisted", "nothing: U x and V h as one product each over all time steps", "nothing"),
@@ -102,6 +135,12 @@ TABLE = Methods((
     Method("threads/rows", "rows of W over threads, each keeping its share in its own cache", "one barrier a step"),
     Method("threads/batch", "sequences of the batch over threads", "nothing"),
     Method("threads/wavefront", "layers, and the products around them, pipelined over time", "one flag a chunk"),
+    Method("numba_cuda/timestep", "time steps over threads of one block, as the origin did", "an atomic flag a step",
+           *NUMBA),
+    Method("numba_cuda/steps", "rows of W over warps, a launch a step", "one launch a step", *NUMBA),
+    Method("numba_cuda/block", "sequences over blocks, each with W in its registers", "a block, once a step", *NUMBA),
+    Method("numba_cuda/persistent", "rows of W over blocks that keep them for the whole sequence",
+           "a team of blocks, once a step", *NUMBA),
     Method("peers/torch", "PyTorch at its best: rows and columns of each product", "a fork and a join an operation",
            requires=(("torch", "torch==2.13.0"),)),
     Method("peers/onnxruntime", "ONNX Runtime at its best: columns of each product", "a fork and a join an operation",

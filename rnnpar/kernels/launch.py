@@ -26,6 +26,7 @@ from typing import Any, ClassVar
 WARP = 32
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
+OLDEST_ASYNC = (8, 0)  # copies from global to shared memory that nobody waits for
 OLDEST = (7, 0)  # acquire and release, and threads of a warp that wait for each other, begin with Volta
 
 
@@ -230,7 +231,7 @@ def _block_registers(threads: int, registers: int) -> int:
 
 FOUR = 4  # float32 of a 128-bit access
 MOST_ROWS = 32  # that the lanes of a warp can share out among themselves when they add up
-OWN_REGISTERS = 24  # of a thread, beside its tile, its sums and its share of h: addresses, counters, what is under way
+OWN_REGISTERS = 40  # of a thread, beside its tile, its sums and its share of h: addresses, counters, what is under way
 BARRIERS = ("flags", "counter", "grid", "values")
 
 

@@ -35,21 +35,26 @@ ALL = 0xFFFFFFFF
 
 @dataclass(frozen=True)
 class Twin:
-    """What an instruction means, in Python. `order` as above; `warp`: all 32 lanes take part, `exchange` is passed."""
+    """What an instruction means, in Python, and how an executor is to treat it.
+
+    `order` as above. `kind` is "load" or "store" for a single ordered access; "warp" where all 32 lanes take part: the
+    executor passes `exchange(value, bit)`, which swaps values with the lane whose number differs in that bit; "copy"
+    for a copy that is under way until a "wait".
+    """
 
     function: Callable[..., Any]
     order: str
-    warp: bool = False
+    kind: str
 
 
 TWINS: dict[str, Twin] = {}
 
 
-def instruction(twin: Callable[..., Any], order: str = "weak", warp: bool = False) -> Callable[[Callable], Any]:
+def instruction(twin: Callable[..., Any], order: str = "weak", kind: str = "") -> Callable[[Callable], Any]:
     """Makes an intrinsic of a typing function and files its twin under the same name."""
 
     def define(typing: Callable) -> Any:
-        TWINS[typing.__name__] = Twin(twin, order, warp)
+        TWINS[typing.__name__] = Twin(twin, order, kind)
         return intrinsic(typing)
 
     return define
@@ -72,7 +77,7 @@ def _address(context: Any, builder: Any, kind: Any, array: Any, index: Any, inde
 def _asm(builder: Any, result: Any, text: str, constraints: str, arguments: list[Any], volatile: bool = True) -> Any:
     function = ir.FunctionType(result, [argument.type for argument in arguments])
     if volatile:  # not moved over other accesses by the compiler
-        constraints += ",~{memory}"
+        constraints = ",".join(filter(None, (constraints, "~{memory}")))
     return builder.call(ir.InlineAsm(function, text, constraints, side_effect=volatile), arguments)
 
 
@@ -101,7 +106,7 @@ def _word_load(order: str, text: str) -> Callable:
 
     typing.__name__ = f"ld_{order}"
     typing.__doc__ = f"words[index], an int32 in global memory: {text}"
-    return instruction(lambda words, index: words[index], order)(typing)
+    return instruction(lambda words, index: words[index], order, "load")(typing)
 
 
 def _word_store(name: str, text: str, order: str, twin: Callable) -> Callable:
@@ -115,7 +120,7 @@ def _word_store(name: str, text: str, order: str, twin: Callable) -> Callable:
 
     typing.__name__ = name
     typing.__doc__ = f"words[index] with value, an int32 in global memory: {text}"
-    return instruction(twin, order)(typing)
+    return instruction(twin, order, "store")(typing)
 
 
 def _put(array: Any, index: int, value: Any) -> None:
@@ -146,7 +151,7 @@ def _st_tagged(words: Any, index: int, value: Any, number: int) -> None:
     words[index] = _pack(value, number)
 
 
-@instruction(_st_tagged, "relaxed")
+@instruction(_st_tagged, "relaxed", "store")
 def st_tagged(typingctx, words, index, value, number):
     """words[index] = (value, number) in one piece: st.relaxed.gpu.global.b64. words: uint64, value: float32."""
 
@@ -161,12 +166,13 @@ def st_tagged(typingctx, words, index, value, number):
 
 
 def _ld_tagged(words: Any, index: int, stride: int, count: int, number: int) -> tuple:
+    _aligned(index, stride, to=2)
     found = [int(words[index + j * stride + i]) for j in range(count) for i in range(FOUR)]
     values = tuple(np.uint32(word & ALL).view(np.float32) for word in found)
     return values, all(word >> 32 == int(number) & ALL for word in found)
 
 
-@instruction(_ld_tagged, "relaxed")
+@instruction(_ld_tagged, "relaxed", "load")
 def ld_tagged(typingctx, words, index, stride, count, number):
     """(values, ready): four values at each of index, index + stride, ..., `count` times; are all of that number?
 
@@ -208,7 +214,14 @@ def ld_tagged(typingctx, words, index, stride, count, number):
 # --- 128 bits at a time ------------------------------------------------------------------------------------------
 
 
+def _aligned(*indices: int, to: int = FOUR) -> None:
+    """A GPU stops with an error where a wide access does not begin at a multiple of its width."""
+    if any(index % to for index in indices):
+        raise ValueError(f"a wide access begins at {indices}; each must be a multiple of {to}")
+
+
 def _copy4(target: Any, index: int, source: Any, at: int) -> None:
+    _aligned(index, at)
     for i in range(FOUR):
         target[index + i] = source[at + i]
 
@@ -232,7 +245,7 @@ def copy4(typingctx, target, index, source, at):
         return signature(types.void, target, index, source, at), codegen
 
 
-@instruction(_copy4)
+@instruction(_copy4, kind="copy")
 def copy4_async(typingctx, target, index, source, at):
     """target[index : index + 4] = source[at : at + 4], from global memory (past the L1 cache) to shared memory.
 
@@ -253,7 +266,7 @@ def copy4_async(typingctx, target, index, source, at):
         return signature(types.void, target, index, source, at), codegen
 
 
-@instruction(lambda: None)
+@instruction(lambda: None, kind="wait")
 def copies_wait(typingctx):
     """Waits for this thread's copy4_async: only then are the copies there, and for this thread alone."""
 
@@ -264,7 +277,13 @@ def copies_wait(typingctx):
     return signature(types.void), codegen
 
 
+@cuda.jit(device=True)
+def no_wait():
+    """In the place of copies_wait where copies are loads and stores."""
+
+
 def _store4s(target: Any, index: int, stride: int, values: tuple) -> None:
+    _aligned(index, stride)
     for i, value in enumerate(values):
         target[index + i // FOUR * stride + i % FOUR] = value
 
@@ -302,6 +321,7 @@ def store4s(typingctx, target, index, stride, values):
 
 
 def _tile_load(array: Any, index: int, pitch: int, spread: int, rows: int, groups: int) -> tuple:
+    _aligned(index, pitch, spread)
     return tuple(
         array[index + r * pitch + g * spread + i] for r in range(rows) for g in range(groups) for i in range(FOUR)
     )
@@ -314,6 +334,7 @@ def tile_load(typingctx, array, index, pitch, spread, rows, groups):
 
 
 def _tile_load_bf16(array: Any, index: int, pitch: int, spread: int, rows: int, groups: int) -> tuple:
+    _aligned(index, pitch, spread, to=FOUR // 2)
     return tuple(
         array[index + r * pitch + g * spread + i] for r in range(rows) for g in range(groups) for i in range(FOUR // 2)
     )
@@ -418,21 +439,86 @@ def _halves(word: Any) -> tuple[np.float32, np.float32]:
     return np.uint32(bits << 16 & ALL).view(np.float32), np.uint32(bits & 0xFFFF0000).view(np.float32)
 
 
-@instruction(lambda tile, h, sums: _tile_times(tuple(half for word in tile for half in _halves(word)), h, sums))
+def _unpack(tile: tuple) -> tuple:
+    return tuple(half for word in tile for half in _halves(word))
+
+
+@instruction(_unpack)
+def unpack_bf16(typingctx, tile):
+    """The float32 that a tile of bfloat16 stands for."""
+    wide = types.UniTuple(types.float32, 2 * tile.count)
+
+    def codegen(context, builder, sig, args):
+        return _tuple(context, builder, wide, _widen(builder, _split(builder, args[0], tile.count)))
+
+    return signature(wide, tile), codegen
+
+
+@instruction(lambda tile, h, sums: _tile_times(_unpack(tile), h, sums))
 def tile_times_bf16(typingctx, tile, h, sums):
-    """The same with a tile of bfloat16: each word becomes two float32 by a shift and by a mask."""
+    """tile_times of a tile of bfloat16, which is unpacked on the way: a shift and a mask a word."""
     if sums.count * h.count != 2 * tile.count:
         return None
 
     def codegen(context, builder, sig, args):
         words, state, totals = (_split(builder, arg, kind.count) for arg, kind in zip(args, sig.args, strict=True))
-        weights = []
-        for word in words:
-            weights.append(builder.bitcast(builder.shl(word, ir.Constant(I32, 16)), F32))
-            weights.append(builder.bitcast(builder.and_(word, ir.Constant(I32, 0xFFFF0000)), F32))
-        return _tuple(context, builder, sums, _products(builder, weights, state, totals))
+        return _tuple(context, builder, sums, _products(builder, _widen(builder, words), state, totals))
 
     return signature(sums, tile, h, sums), codegen
+
+
+def _widen(builder: Any, words: list[Any]) -> list[Any]:
+    """By inline PTX, so that the compiler does not do it once, before a loop, and keep twice the registers."""
+    pair = ir.LiteralStructType([F32, F32])
+    function = ir.FunctionType(pair, [I32])
+    asm = ir.InlineAsm(function, "shl.b32 $0, $2, 16; and.b32 $1, $2, -65536;", "=f,=f,r", side_effect=True)
+    return [half for word in words for half in _split(builder, builder.call(asm, [word]), 2)]
+
+
+def _corner(part: int, spread: int) -> int:
+    return part // FOUR * spread + part % FOUR
+
+
+def _tile_store(C, c0, ldc, row, M, column, N, spread, bias, sums):
+    side = int(len(sums) ** 0.5)
+    for at, value in enumerate(sums):
+        r, n = row + _corner(at // side, spread), column + _corner(at % side, spread)
+        if r < M and n < N:
+            C[c0 + r * ldc + n] = value + bias[n]
+
+
+@instruction(_tile_store)
+def tile_store(typingctx, C, c0, ldc, row, M, column, N, spread, bias, sums):
+    """C[row + i, column + j] = sums[i, j] + bias[column + j], where that is inside of M x N.
+
+    The square of sums consists of 4 x 4 pieces, `spread` rows and columns apart. C begins at c0 with `ldc` to a row.
+    """
+    side = round(sums.count**0.5)
+
+    def codegen(context, builder, sig, args):
+        def integer(which):
+            return context.cast(builder, args[which], sig.args[which], types.int64)
+
+        def corner(start, part):
+            shift = builder.mul(integer(7), ir.Constant(I64, part // FOUR))
+            return builder.add(start, builder.add(shift, ir.Constant(I64, part % FOUR)))
+
+        values = _split(builder, args[9], sums.count)
+        columns = [corner(integer(5), part) for part in range(side)]
+        inside = [builder.icmp_signed("<", n, integer(6)) for n in columns]
+        for i in range(side):
+            r = corner(integer(3), i)
+            start = builder.add(integer(1), builder.mul(r, integer(2)))
+            with builder.if_then(builder.icmp_signed("<", r, integer(4))):
+                for j in range(side):
+                    with builder.if_then(inside[j]):
+                        add = builder.load(_pointer(context, builder, sig.args[8], args[8], columns[j], types.int64))
+                        at = builder.add(start, columns[j])
+                        pointer = _pointer(context, builder, sig.args[0], args[0], at, types.int64)
+                        builder.store(builder.fadd(values[i * side + j], add), pointer)
+        return context.get_dummy_value()
+
+    return signature(types.void, C, c0, ldc, row, M, column, N, spread, bias, sums), codegen
 
 
 # --- sums over a warp --------------------------------------------------------------------------------------------
@@ -471,7 +557,7 @@ def _warp_sums(sums: tuple, lane: int, exchange: Callable[[Any, int], Any]) -> A
     return values[0]
 
 
-@instruction(_warp_sums, warp=True)
+@instruction(_warp_sums, kind="warp")
 def warp_sums(typingctx, sums, lane):
     """Adds up `sums` over the 32 lanes of a warp; lane l gets the total of row lane_row(l, rows). 32 rows at most.
 
