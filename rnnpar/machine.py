@@ -289,7 +289,7 @@ def _gpu_peaks(file: Path) -> dict[str, Any]:
 
 
 def _stored_peaks(file: Path) -> dict[str, Any]:
-    """What a file of peaks holds, of the CPU, of the GPU or of both; empty without one. ValueError for a damaged one."""
+    """What a file of peaks holds, of the CPU, of the GPU or of both; empty without one. ValueError if it is damaged."""
     if not file.exists():
         return {}
     try:

@@ -1,17 +1,17 @@
 """The predicted time of each GPU method, from a device's limits and rates; no GPU is needed to predict.
 
-Where W lies follows from the plans that the kernels themselves are launched by (kernels/launch.py). What reading it,
-multiplying by it and meeting cost follows from `Rates`: measured once on a machine with a GPU (kernels/gpu_probe.py), or
-else what is published of a card. Nothing is fitted to the forward passes that are predicted.
+Where W lies follows from the plans that the kernels themselves are launched by (kernels/launch.py). What it costs to
+read it, to multiply by it and to meet follows from `Rates`: measured once on a machine with a GPU
+(kernels/gpu_probe.py), or else what is published of a card. Nothing is fitted to the passes that are predicted.
 
 What is published, and where:
     float32 lanes, 128 bytes of shared memory a cycle: CUDA C++ Programming Guide, "Arithmetic Instructions" and "Shared
     Memory". Clocks, memory: NVIDIA's data sheets of H100 SXM5, A100 SXM4 40 GB and T4. L2: 5,120 bytes a cycle, NVIDIA
-    A100 Tensor Core GPU Architecture (2020), taken for Hopper too; T4: 1.27 TB/s and 188 cycles, Jia et al., Dissecting
-    the NVIDIA Turing T4 GPU via Microbenchmarking, arXiv:1903.07486. L2 latency of about 260 cycles on A100 and H100,
-    and 180 cycles from one multiprocessor to another of its cluster: Luo et al., Benchmarking and Dissecting the Nvidia
-    Hopper GPU Architecture, arXiv:2402.13499.
-What is assumed, since nobody publishes it: how many such latencies a barrier takes, and what a launch from Python costs.
+    A100 Tensor Core GPU Architecture (2020), taken for Hopper too; T4: 1.27 TB/s and 188 cycles, Jia et al.,
+    Dissecting the NVIDIA Turing T4 GPU via Microbenchmarking, arXiv:1903.07486. L2 latency of about 260 cycles on A100
+    and H100, and 180 cycles from one multiprocessor to another of its cluster: Luo et al., Benchmarking and Dissecting
+    the Nvidia Hopper GPU Architecture, arXiv:2402.13499.
+What is assumed, since nobody publishes it: how many such latencies a barrier takes, what a launch from Python costs.
 
 Letters: T steps, B batch, I input, H hidden, O output, L layers. Seconds, bytes, operations a second.
 """
@@ -212,8 +212,8 @@ def _timestep(model: GpuModel, work: Work, options: Options) -> Prediction:
     chain = T * work.layers * (B * H * H * rates.thread + 2 * rates.latency)
     beside = B * (H * sum(work.inputs()) + H * work.O) * rates.thread
     busy = T / threads * beside
-    return Prediction({"chain": chain, "U x and V h": max(beside, busy), "launches": 3 * rates.launch["numba"] + rates.wait},
-                      {"L2 cache": 4.0 * H * H})  # fmt: skip
+    parts = {"chain": chain, "U x and V h": max(beside, busy), "launches": 3 * rates.launch["numba"] + rates.wait}
+    return Prediction(parts, {"L2 cache": 4.0 * H * H})
 
 
 def _launched(model: GpuModel, work: Work, options: Options, library: str, launches: int) -> Prediction:
@@ -258,7 +258,7 @@ def _block(model: GpuModel, work: Work, options: Options) -> Prediction:
 
 
 def _persistent(model: GpuModel, work: Work, options: Options) -> Prediction:
-    """A step is a meeting, h from the L2 cache to every block, the block's share of W h, and the sums over its threads."""
+    """A step is a meeting, h from the L2 cache to every block, the block's share of W h, and sums over its threads."""
     dtype, barrier = options.get("dtype", "float32"), options.get("barrier", "flags")
     plan = plan_persistent(model.device, work.H, work.B, dtype, barrier, options.get("teams"))
     rates, device = model.rates, model.device
@@ -278,7 +278,7 @@ def _persistent(model: GpuModel, work: Work, options: Options) -> Prediction:
 
 
 def _cluster(model: GpuModel, work: Work, options: Options) -> Prediction:
-    """As many blocks as hold W, at most 16; slices of the batch over clusters, as many at a time as there is room for."""
+    """As many blocks as hold W, at most 16; slices of the batch over clusters, as many at a time as have room."""
     device, rates, dtype = model.device, model.rates, options.get("dtype", "float32")
     if device.cluster < 2:
         raise DoesNotFit("cupy_gpu/cluster", "blocks a cluster", 2, device.cluster, f"on {device.name}")

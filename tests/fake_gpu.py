@@ -132,3 +132,44 @@ def install(rows: tuple[FakeMethod, ...] = ROWS, setting: Any = setattr) -> None
     setting(device_arrays, "put", lambda array, backend: DeviceArray(array.copy()))
     setting(device_arrays, "fetch", lambda array: array.host.copy())
     setting(device_arrays, "device_of", lambda pointer: 0)
+
+
+# --- in processes of their own -----------------------------------------------------------------------------------
+
+
+def worker(method: str, options: dict[str, Any]) -> Any:
+    """The factory of a Child: check_gpu's worker, with the fakes in place."""
+    install()
+    from rnnpar.study.gpu_worker import Worker
+
+    return Worker(method, options)
+
+
+def looks_fine(name: str) -> str:
+    return f"{name}: nothing unusual"
+
+
+def finds_fault(name: str) -> str:
+    from rnnpar.study.gpu_checks import Fault
+
+    raise Fault(f"{name}: 3 of 10 messages were stale")
+
+
+def check_small(*arguments: str) -> int:
+    """check_gpu's command on the fakes, with a small sweep: what the tests kill."""
+    from rnnpar import machine
+    from rnnpar.study import check_gpu
+
+    install()
+    machine.gpu = lambda: GPU
+    machine.name = lambda: "imaginary-9-2c-0000"
+    check_gpu.FACTORY = f"{__name__}:worker"
+    check_gpu.SWEEP, check_gpu.T_SWEEP = [(8, 1), (6, 2), (5, 3)], 4
+    check_gpu.SAMPLES, check_gpu.NUMPY_SAMPLES = 3, 2
+    return check_gpu.main(list(arguments))
+
+
+if __name__ == "__main__":
+    import sys
+
+    sys.exit(__import__("tests.fake_gpu", fromlist=["check_small"]).check_small(*sys.argv[1:]))

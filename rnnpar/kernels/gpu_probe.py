@@ -11,6 +11,7 @@ import importlib.util
 import time
 from collections.abc import Callable
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ THREADS = 512
 GROUPS = 4  # 128-bit loads that a thread has under way
 ROWS = 16  # sums that a thread keeps for multiply-adds: as many as hide their latency
 CHASE = 4096  # loads, one after another
+TOGETHER = SimpleNamespace(registers=64)  # the plan of a launch whose blocks wait for each other: small ones
 
 MEETING = r"""
 extern "C" __global__ void nothing() {}
@@ -234,7 +236,7 @@ def meeting(gpu: Gpu, kind: str) -> float:
 
     def run(count: int) -> None:
         arguments = (memory, state["base"], count)
-        gpu.launch(kernel, blocks, 256, *arguments, plan=kind, what=f"a meeting by {kind}")
+        gpu.launch(kernel, blocks, 256, *arguments, plan=TOGETHER, what=f"a meeting by {kind}")
         state["base"] += count
 
     return each(run, gpu.synchronize, 100, 2100)

@@ -25,7 +25,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -63,6 +62,7 @@ NUMPY_SAMPLES = 5
 SAMPLE_S = 1e-3  # a sample lasts at least as long
 LONGEST_S = 2.0  # a method that is predicted or found to take longer for a call is not sampled
 ALL_DONE, WRONG, NO_GPU, TIME_UP = 0, 1, 2, 3
+FAULTS = ("error", "inaccurate")  # what of the statuses in results is wrong
 
 BF16_BOUND = 3e-2  # of bfloat16 weights, and of TF32: both round to 8 or 10 bits
 
@@ -89,9 +89,10 @@ SMALL = (5, 2, 3, 50, 4, 2)  # under a sanitizer, which makes everything tens of
 
 #   H, B, the most telling first
 SWEEP = [
-    (1024, 1), (256, 1), (512, 1), (128, 1), (2048, 1), (64, 1), (1024, 16), (256, 16), (256, 64), (512, 16), (1024, 64),
-    (512, 4), (1024, 4), (2048, 4), (768, 1), (384, 1), (1536, 1), (128, 16), (128, 64), (64, 64), (512, 64), (2048, 16),
-    (64, 16), (256, 256), (1024, 256), (256, 4), (128, 4), (32, 1), (192, 1), (2048, 64), (3072, 1), (128, 256), (64, 256),
+    (1024, 1), (256, 1), (512, 1), (128, 1), (2048, 1), (64, 1), (1024, 16), (256, 16), (256, 64), (512, 16),
+    (1024, 64), (512, 4), (1024, 4), (2048, 4), (768, 1), (384, 1), (1536, 1), (128, 16), (128, 64), (64, 64),
+    (512, 64), (2048, 16), (64, 16), (256, 256), (1024, 256), (256, 4), (128, 4), (32, 1), (192, 1), (2048, 64),
+    (3072, 1), (128, 256), (64, 256),
 ]  # fmt: skip
 
 
@@ -541,9 +542,8 @@ def sweep(session: Session, pattern: str) -> None:
     stored = store.newest(EXPERIMENT)
     wanted = {point: still_due(point, pattern, stored, session.again) for point in map(point_of, SWEEP)}
     wanted = {point: found for point, found in wanted.items() if found}
-    say(
-        f"  {sum(map(len, wanted.values()))} points to measure at {len(wanted)} shapes, from device arrays and from NumPy"
-    )
+    count = sum(map(len, wanted.values()))
+    say(f"  {count} points to measure at {len(wanted)} shapes, from device arrays and from NumPy's")
     running: dict[str, Contender] = {}
     took, rng = 20.0, np.random.default_rng(0)
     try:
@@ -555,15 +555,17 @@ def sweep(session: Session, pattern: str) -> None:
             compare(point, here, rng, session)
             store.append([row for contender in here for row in contender.rows(point)], EXPERIMENT)
             took = time.monotonic() - begin
-            say(
-                f"  {table(point, here)}\n  shape {done + 1} of {len(wanted)} in {took:.0f} s, {session.left():.0f} s left"
-            )
-            session.wrong += [f"{contender.case.label} at H={point.H} B={point.B}: {contender.status}: {contender.message}"
-                              for contender in here if contender.status in ("error", "inaccurate")]  # fmt: skip
+            say(f"  {table(point, here)}")
+            say(f"  shape {done + 1} of {len(wanted)} in {took:.0f} s, {session.left():.0f} s left")
+            session.wrong += [faulty(point, contender) for contender in here if contender.status in FAULTS]
     finally:
         for contender in running.values():
             contender.close()
     store.update_machine("measured", {EXPERIMENT: datetime.now(UTC).isoformat(timespec="seconds")})
+
+
+def faulty(point: Point, contender: Contender) -> str:
+    return f"{contender.case.label} at H={point.H} B={point.B}: {contender.status}: {contender.message}"
 
 
 def point_of(sizes: tuple[int, int]) -> Point:
@@ -628,9 +630,8 @@ def table(point: Point, here: Iterable[Contender]) -> str:
             lines.append(f"  {contender.case.label:44} {contender.status}: {contender.message[:120]}")
             continue
         device, host = (1e6 * float(np.median(contender.seconds[kind])) / point.T for kind in (True, False))
-        lines.append(
-            f"  {contender.case.label:44} {device:9.3f} ({host:9.3f})  {contender.error:.1e}  {contender.message[:60]}"
-        )
+        told = f"{device:9.3f} ({host:9.3f})  {contender.error:.1e}  {contender.message[:60]}"
+        lines.append(f"  {contender.case.label:44} {told}")
     return "\n  ".join(lines)
 
 
@@ -704,21 +705,13 @@ def check(parts: list[str], pattern: str, session: Session) -> int:
     store.save_machine(machine.describe())
     gpu = machine.gpu()
     say(f"{machine.name()}: {gpu['name']}, driver {gpu['driver']}; {', '.join(case.label for case in cases(pattern))}")
-    watch = threading.Timer(
-        max(0.0, session.end - time.monotonic()) + 60, say, ["(over time: ending as soon as possible)"]
-    )
-    watch.daemon = True
-    watch.start()
-    try:
-        for part in (part for part in PARTS if part in parts):
-            session.begin(part)
-            try:
-                RUN[part](session, pattern)
-            except OutOfTime:
-                session.unfinished.append(part)
-                say(f"  the time for {part} is up")
-    finally:
-        watch.cancel()
+    for part in (part for part in PARTS if part in parts):
+        session.begin(part)
+        try:
+            RUN[part](session, pattern)
+        except OutOfTime:
+            session.unfinished.append(part)
+            say(f"  the time for {part} is up")
     return verdict(session)
 
 

@@ -71,8 +71,9 @@ def fences() -> str:
 
 
 def handover(released: bool) -> int:
-    """How many loads found an old value, over all pairs of blocks; with a flag that orders nothing if not `released`."""
+    """How many loads found an old value, over all pairs of blocks; unless `released`, the flag orders nothing."""
     from rnnpar.kernels.gpu import open_gpu
+    from rnnpar.kernels.gpu_probe import TOGETHER
 
     gpu = open_gpu(0)
     pairs = gpu.device.multiprocessors // 2
@@ -80,7 +81,7 @@ def handover(released: bool) -> int:
         stale = gpu.send(np.zeros(pairs, np.int32))
         data, flags = gpu.send(np.zeros(pairs * 32, np.int32)), gpu.send(np.zeros(2 * pairs * 32, np.int32))
         kernel = handover_kernel(released)
-        gpu.launch(kernel, 2 * pairs, 32, data, flags, stale, HANDOVERS, plan="handover", what="passing a message")
+        gpu.launch(kernel, 2 * pairs, 32, data, flags, stale, HANDOVERS, plan=TOGETHER, what="passing a message")
         return int(gpu.fetch(stale).sum())
 
 
@@ -178,7 +179,7 @@ def co_residency() -> str:
 def too_many_blocks() -> str:
     """One block more than there is room for: refused, with the limit's name."""
     from rnnpar.kernels.gpu import open_gpu
-    from rnnpar.kernels.gpu_probe import meetings_kernel
+    from rnnpar.kernels.gpu_probe import TOGETHER, meetings_kernel
     from rnnpar.kernels.launch import DoesNotFit
 
     gpu = open_gpu(0)
@@ -186,7 +187,7 @@ def too_many_blocks() -> str:
     with gpu:
         memory = gpu.send(np.zeros(blocks, np.int32))
         try:
-            gpu.launch(meetings_kernel("flags"), blocks, 1024, memory, 0, 2, plan="too many", what="a meeting")
+            gpu.launch(meetings_kernel("flags"), blocks, 1024, memory, 0, 2, plan=TOGETHER, what="a meeting")
             gpu.synchronize()
         except DoesNotFit as error:
             return f"refused: {error}"
@@ -247,7 +248,7 @@ def tanh_and_exp() -> str:
     net = RNN.random(4, 8, 5, 1, seed=3)
     large = replace(net, V=(300 * net.V).astype(np.float32))  # logits of some hundreds: exp must not overflow
     inputs = np.random.default_rng(4).standard_normal((9, 2, 4), dtype=np.float32)
-    y, h = prepare(large, "numba_cuda/steps")(inputs)
+    y, _ = prepare(large, "numba_cuda/steps")(inputs)
     if not np.allclose(y.sum(-1), 1, atol=1e-5):
         raise Fault(f"probabilities do not add up to 1 where logits are large: {y.sum(-1).min():.3g}")
     return f"tanh is off by {errors[0]:.1e} at most, tanh.approx by {errors[1]:.1e}; softmax stands logits of hundreds"

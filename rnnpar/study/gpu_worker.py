@@ -1,4 +1,4 @@
-"""What `make check-gpu` runs in processes of its own: one method there, so that what hangs or crashes takes nothing along.
+"""What `make check-gpu` runs in processes of its own: a method each, so that what hangs or dies takes nothing along.
 
 `Worker` is the factory of a `peers.Child`: the methods below are asked for by name. Arrays of any size come in files.
 Letters as everywhere: T steps, B batch, I input, H hidden, O output, L layers.
