@@ -11,9 +11,11 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -30,6 +32,7 @@ GPU_PEAKS_VERSION = 1  # the same for what `gpu_peaks` measures; the CPU's are n
 PEAKS_PAUSE_S = 2.0
 CROWDED = 1.5  # all threads' time for a product over one's; they have a core each, so it should be near 1
 DISTURBED_S = 5e-4  # for a barrier or a start of threads; undisturbed, the slowest takes a tenth of it
+SMI_S = 20.0  # that nvidia-smi may take: on a machine with many GPUs it takes seconds
 GPU_FIELDS = ("index", "uuid", "name", "driver_version", "memory.total")
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "OMP_PROC_BIND", "OMP_THREAD_LIMIT", "GOMP_SPINCOUNT",
@@ -96,8 +99,9 @@ def caches() -> dict[str, int]:
 def gpu() -> dict[str, Any]:
     """The NVIDIA GPU that CUDA calls device 0: name, driver, memory_bytes, compute_capability; empty where none is.
 
-    nvidia-smi tells it, in a process of its own, so that nothing of CUDA is loaded here; what it cannot tell is left
-    out. CUDA_VISIBLE_DEVICES is heeded. A GPU that is there and does not answer is none: `gpu_problem` says why.
+    nvidia-smi tells it, in a process of its own, so that nothing of CUDA is loaded here; where a container left it out,
+    the driver itself is asked. What neither can tell is left out. CUDA_VISIBLE_DEVICES is heeded. A GPU that is there
+    and does not answer is none: `gpu_problem` says why.
     """
     return _ask_for_gpu()[0]
 
@@ -109,6 +113,8 @@ def gpu_problem() -> str:
 
 @cache
 def _ask_for_gpu() -> tuple[dict[str, Any], str]:
+    if shutil.which("nvidia-smi") is None:
+        return _ask_driver()
     rows, problem = _nvidia_smi((*GPU_FIELDS, "compute_cap"))
     if "not a valid field" in problem:  # a driver of before 2021
         rows, problem = _nvidia_smi(GPU_FIELDS)
@@ -125,13 +131,27 @@ def _ask_for_gpu() -> tuple[dict[str, Any], str]:
     return found, ""
 
 
+def _ask_driver() -> tuple[dict[str, Any], str]:
+    from rnnpar.kernels.launch import Device
+
+    try:
+        device = Device.current()
+    except (RuntimeError, ValueError) as error:
+        return {}, f"{error} (nor is nvidia-smi in PATH)"
+    found: dict[str, Any] = {"name": device.name, "driver": "unknown", "memory_bytes": device.memory}
+    found["compute_capability"] = ".".join(map(str, device.capability))
+    with suppress(OSError):
+        words = Path("/proc/driver/nvidia/version").read_text()
+        if version := re.search(r"Kernel Module.*?\s(\d+\.[\d.]+)", words):
+            found["driver"] = version[1]
+    return found, ""
+
+
 def _nvidia_smi(fields: tuple[str, ...]) -> tuple[list[dict[str, str]], str]:
     """A row of `fields` for each GPU, and in place of rows why there are none."""
     query = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
     try:
-        answer = subprocess.run(query, capture_output=True, text=True, errors="replace", timeout=20)
-    except FileNotFoundError:
-        return [], "there is no NVIDIA driver: nvidia-smi is not in PATH"
+        answer = subprocess.run(query, capture_output=True, text=True, errors="replace", timeout=SMI_S)
     except (OSError, subprocess.TimeoutExpired) as error:
         return [], f"nvidia-smi does not answer: {error}"
     lines = [line for line in answer.stdout.splitlines() if line.strip()]
