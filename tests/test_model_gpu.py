@@ -17,9 +17,9 @@ from tests.fake_gpu import DeviceArray
 
 WORK = Work(T=100, B=4, I=64, H=128, O=96)
 NOTHING = dict(
-    launch={"numba": 0.0, "cupy": 0.0}, wait=0.0, graph_node=0.0, block_barrier=0.0, cluster=0.0,
-    latency=0.0, thread=0.0, barrier=dict.fromkeys(("flags", "counter", "grid", "values"), 0.0), flops=math.inf, tensor=math.inf,
-    shared=math.inf, l2=math.inf, memory=math.inf, to_device=(0.0, 0.0), from_device=(0.0, 0.0),
+    launch={"numba": 0.0, "cupy": 0.0}, wait=0.0, graph_node=0.0, block_barrier=0.0, cluster=0.0, latency=0.0,
+    thread=0.0, barrier=dict.fromkeys(("flags", "counter", "grid", "values"), 0.0), flops=math.inf,
+    tensor=math.inf, shared=math.inf, l2=math.inf, memory=math.inf, to_device=(0.0, 0.0), from_device=(0.0, 0.0),
 )  # fmt: skip
 
 
@@ -111,8 +111,8 @@ def test_w_moves_outwards_as_it_grows(device):
 
 
 def test_half_the_bytes_stay_near_longer():
-    assert set(model_gpu.lives(H100, 3300)) == {"L2 cache"}
-    assert "registers" in model_gpu.lives(H100, 3300, "bfloat16")
+    assert set(model_gpu.lives(H100, 3400)) <= {"L2 cache", "memory"}
+    assert "registers" in model_gpu.lives(H100, 3400, "bfloat16")
 
 
 def test_the_floor_is_a_meeting_and_w_once():
