@@ -244,6 +244,9 @@ class Run:
             warps.setdefault(thread.warp, []).append(thread)
         order = list(warps.values())
         self.rng.shuffle(order)
+        if schedule != "fair":  # the threads of a warp go on by themselves, in any order
+            for warp in order:
+                self.rng.shuffle(warp)
         idle, left = 0, len(self.threads)
         while left:
             progress = False
@@ -461,6 +464,7 @@ class FakeGpu(Gpu):
     def __init__(self, device: Device, schedule: str = "adversarial", seed: int = 0):
         self.device, self.number, self.schedule, self.seed = device, 0, schedule, seed
         self.launches: list[str] = []
+        self.copied = False  # between host and device, for a call's arrays
 
     def __enter__(self) -> FakeGpu:
         return self
@@ -479,7 +483,10 @@ class FakeGpu(Gpu):
         return GlobalArray(np.array(array).ravel())
 
     def take_in(self, array: Any) -> GlobalArray:
-        return GlobalArray(array.copy()) if isinstance(array, np.ndarray) else array
+        if not isinstance(array, np.ndarray):
+            return array
+        self.copied = True
+        return GlobalArray(array.copy())
 
     def launch(
         self, kernel: Any, grid: Any, threads: int, *args: Any, shared: int = 0, plan: Any = None, what: str = ""

@@ -28,6 +28,7 @@ from rnnpar.kernels.launch import (
     plan_block,
     plan_persistent,
     round_up,
+    weights_a_word,
 )
 from rnnpar.network import RNN
 
@@ -93,7 +94,7 @@ def timestep(net: RNN, steps_at_once: int | None = None, device: int = 0) -> For
     """
     gpu = open_gpu(device)
     most = min(1024, gpu.device.threads_per_block)
-    if steps_at_once is not None and (isinstance(steps_at_once, bool) or not 1 <= steps_at_once <= most):
+    if steps_at_once is not None and not (type(steps_at_once) is int and 1 <= steps_at_once <= most):
         raise ValueError(f"steps_at_once is {steps_at_once!r}; it must be 1 to {most}, the threads of a block")
     I, H, O, L = net.input_size, net.hidden_size, net.output_size, net.num_layers
     parts = [part for layer in net.layers for part in (layer.W, layer.U, layer.b)] + [net.V, net.c]
@@ -130,7 +131,7 @@ STEP_WARPS = 8
 @cache
 def step_kernel(dtype: str) -> Any:
     """states[t + 1] = tanh(states[t + 1] + W states[t]): a warp a row of W, for four sequences."""
-    BF16, WORDS = dtype == "bfloat16", 2 if dtype == "bfloat16" else 1
+    BF16, WORDS = dtype == "bfloat16", weights_a_word(dtype)
 
     @cuda.jit(launch_bounds=(STEP_WARPS * WARP, 1))
     def step(W, states, t, B, Hs, Hp):
@@ -185,7 +186,7 @@ def block_kernel(plan: BlockPlan) -> Any:
     """All steps of one sequence after the other; W stays in registers and shared memory from the first to the last."""
     ROWS, EXTRA, GROUPS, THREADS = plan.rows, plan.extra, plan.groups, plan.threads
     OWN, SPREAD, Hp = plan.rows + plan.extra, FOUR * WARP, plan.Hp
-    BF16, WORDS = plan.dtype == "bfloat16", 2 if plan.dtype == "bfloat16" else 1
+    BF16, WORDS = plan.dtype == "bfloat16", weights_a_word(plan.dtype)
     load = ptx.tile_load_bf16 if BF16 else ptx.tile_load
     times = ptx.tile_times_bf16 if BF16 else ptx.tile_times
     weight = int32 if BF16 else float32
@@ -322,7 +323,7 @@ def persistent_kernel(plan: PersistentPlan, asynchronous: bool) -> Any:
     ROWS, EXTRA, GROUPS, THREADS = plan.rows, plan.extra, plan.groups, plan.threads
     OWN, WARPS, Hp, SPREAD = ROWS + EXTRA, plan.warps, plan.Hp, FOUR * plan.threads
     BLOCKS, SEQUENCES, CHUNK, POLL = plan.blocks, plan.sequences, plan.chunk, plan.poll
-    BF16, WORDS = plan.dtype == "bfloat16", 2 if plan.dtype == "bfloat16" else 1
+    BF16, WORDS = plan.dtype == "bfloat16", weights_a_word(plan.dtype)
     load = ptx.tile_load_bf16 if BF16 else ptx.tile_load
     times = ptx.tile_times_bf16 if BF16 else ptx.tile_times
     weight = int32 if BF16 else float32

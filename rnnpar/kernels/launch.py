@@ -263,7 +263,7 @@ def plan_block(device: Device, H: int, B: int, dtype: str = "float32") -> BlockP
     padded = round_up(H, FOUR)
     groups = -(-padded // (FOUR * WARP))
     Hp = groups * FOUR * WARP
-    words = _words(dtype)
+    words = weights_a_word(dtype)
     what = f"a block that holds W ({H} x {H} {dtype}) alone"
     advice = f"on {device.name}; numba_cuda/persistent spreads W over the device"
     found, refused = [], []
@@ -293,7 +293,7 @@ def block_cycles(plan: BlockPlan) -> float:
     """Roughly the cycles of a step of numba_cuda/block: arithmetic, what is read from shared memory, sums."""
     own = plan.rows + plan.extra
     lanes = min(128, plan.threads)
-    staged = plan.warps * plan.Hp * (1 + plan.extra / _words(plan.dtype)) * 4 / 128
+    staged = plan.warps * plan.Hp * (1 + plan.extra / weights_a_word(plan.dtype)) * 4 / 128
     return own * plan.warps * plan.Hp / lanes + staged + (plan.warps + 4) * (own + 3) / 2
 
 
@@ -348,7 +348,7 @@ def plan_persistent(
     ValueError for an unknown dtype or barrier; DoesNotFit, with the limit that is nearest to being met, where W does
     not fit on the device.
     """
-    _words(dtype)
+    weights_a_word(dtype)
     if barrier not in BARRIERS:
         raise ValueError(f"barrier is {barrier!r}; it must be one of {', '.join(BARRIERS)}")
     if teams is not None and not 1 <= teams <= min(B, device.multiprocessors):
@@ -368,7 +368,7 @@ def plan_persistent(
 def _persistent(device: Device, H: int, B: int, dtype: str, barrier: str, groups: int, teams: int) -> PersistentPlan:
     what = f"numba_cuda/persistent with H = {H}, B = {B}, {dtype}"
     advice = f"on {device.name}; dtype='bfloat16' halves W, numba_cuda/steps takes any size"
-    words, padded = _words(dtype), round_up(H, FOUR)
+    words, padded = weights_a_word(dtype), round_up(H, FOUR)
     threads = round_up(-(-padded // (FOUR * groups)), WARP)
     if threads > device.threads_per_block:
         raise DoesNotFit(what, "threads a block", threads, device.threads_per_block, advice)
@@ -378,10 +378,11 @@ def _persistent(device: Device, H: int, B: int, dtype: str, barrier: str, groups
     sequences = -(-B // teams)
     teams = -(-B // sequences)
     cap = register_ceiling(device, threads)
-    rows = min(own, MOST_ROWS, (cap - OWN_REGISTERS - min(own, MOST_ROWS) - FOUR * groups) // (FOUR * groups) * words)
+    # Of the registers that are left beside h, a row takes its share of the tile and its sum.
+    rows = min(own, MOST_ROWS, (cap - OWN_REGISTERS - FOUR * groups) * words // (FOUR * groups + words))
     extra = own - rows
     if rows < 1:
-        raise DoesNotFit(what, "registers a thread", OWN_REGISTERS + min(own, MOST_ROWS) + 8 * groups, cap, advice)
+        raise DoesNotFit(what, "registers a thread", OWN_REGISTERS + 8 * groups + 1, cap, advice)
     if extra > MOST_ROWS:
         raise DoesNotFit(what, "rows a block", own, rows + MOST_ROWS, advice)
     tail = B - (teams - 1) * sequences
@@ -405,7 +406,7 @@ def step_cycles(device: Device, plan: PersistentPlan) -> float:
     """Roughly the cycles of a step, good enough to choose between plans: arithmetic, sums, traffic, meeting."""
     own, S = plan.rows + plan.extra, plan.sequences
     # 128 fused multiply-adds a cycle, where there are threads enough; twice the instructions to unpack bfloat16.
-    multiply = S * own * plan.Hp / min(128, plan.threads) * _words(plan.dtype)
+    multiply = S * own * plan.Hp / min(128, plan.threads) * weights_a_word(plan.dtype)
     shuffle = S * max(plan.warps, 4) * (own + 3)  # one a cycle
     staged = S * plan.Hp * (2 + plan.extra) * 4 / 128  # shared memory: 128 bytes a cycle
     h = S * round_up(plan.H, FOUR) * (8 if plan.barrier == "values" else 4)
@@ -418,8 +419,8 @@ def register_ceiling(device: Device, threads: int) -> int:
     return min(device.registers_per_thread, device.registers_per_block // round_up(threads, 4 * WARP) // 8 * 8)
 
 
-def _words(dtype: str) -> int:
-    """Weights in a 32-bit word."""
+def weights_a_word(dtype: str) -> int:
+    """How many weights a 32-bit word holds. ValueError for an unknown dtype."""
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype is {dtype!r}; it must be 'float32' or 'bfloat16'")
     return 1 if dtype == "float32" else 2
