@@ -703,6 +703,7 @@ def check(parts: list[str], pattern: str, session: Session) -> int:
     """Run the parts in their order; the exit status."""
     store.check_writable()
     store.save_machine(machine.describe())
+    store.update_machine("gpu_limits", in_child("rnnpar.study.gpu_worker:limits", (), CASE_S))
     gpu = machine.gpu()
     say(f"{machine.name()}: {gpu['name']}, driver {gpu['driver']}; {', '.join(case.label for case in cases(pattern))}")
     for part in (part for part in PARTS if part in parts):

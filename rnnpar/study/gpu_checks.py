@@ -1,9 +1,9 @@
 """What no CPU executor can show, each tested on a real GPU by one function here; `make check-gpu` runs them all.
 
-The kernels' own tests run on a CPU, where one memory serves everybody at once, every block is alive, shared memory has
-no end and arithmetic is the CPU's. So there a missing fence, too many blocks, too much shared memory or a careless
-approximation stay unseen. `CHECKS` says which check looks for which; a check returns what it saw, or raises Fault.
-Each runs in a process of its own, within a time limit.
+The kernels' own tests run on a CPU. Its executor has a weak memory too, but one of its own making; there every block is
+alive, shared memory has no end and arithmetic is the CPU's. So too many blocks, too much shared memory, a careless
+approximation, and how a GPU's memory really behaves, stay unseen. `CHECKS` says which check looks for which; a check
+returns what it saw, or raises Fault. Each runs in a process of its own, within a time limit.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ class Check:
 
 
 CHECKS = (
-    Check("fences", "fences", "a value that another multiprocessor sees late or never: on a CPU one memory serves all"),
+    Check(
+        "fences", "fences", "how late another multiprocessor really sees a value: the executor's weak memory is a model"
+    ),
     Check("same bits", "same_bits", "a race that the schedules of the executor do not happen to meet"),
     Check("co-residency", "co_residency", "blocks that wait for others which the device has no room to start"),
     Check("too many blocks", "too_many_blocks", "a launch that would wait for ever, and must be refused before"),

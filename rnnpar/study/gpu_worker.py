@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +132,13 @@ def refusal(error: ValueError) -> str:
     if type(error).__name__ != "DoesNotFit":
         raise error
     return f"{REFUSED}: {error}"
+
+
+def limits() -> dict[str, Any]:
+    """The limits of this machine's GPU as its driver tells them; empty where it does not."""
+    from rnnpar.kernels.launch import Device
+
+    try:
+        return asdict(Device.current())
+    except (RuntimeError, ValueError):
+        return {}

@@ -60,7 +60,7 @@ class Row:
     sample: int
     samples: int
     seconds: float | None  # of one call; None where there is no time to tell
-    kind: str
+    kind: str  # compile, the first call; steady; transfer, on a GPU: a call from NumPy arrays, with its copies
     error: float | None  # relative, to the float64 oracle
     status: str
     message: str
