@@ -469,7 +469,8 @@ def tensor_cores(seen: Seen, H: int, B: int) -> float:
 
 def say(seen: Seen, verdict: str, *fared: str) -> Markdown:
     """A verdict; where no GPU has measured anything it says so itself."""
-    return tell.say(verdict if seen.measured else f"{PREDICTED[0].upper()}{PREDICTED[1:]}: {verdict}", *fared)
+    whole = verdict if seen.measured else f"{PREDICTED}: {verdict}"
+    return tell.say(f"{whole[0].upper()}{whole[1:]}", *fared)
 
 
 def source(seen: Seen) -> Markdown:
