@@ -26,7 +26,7 @@ CODE := rnnpar tests data notebooks/*.ipynb
 CHAPTERS := $(wildcard notebooks/[0-9][0-9]*.ipynb)
 RESULTS := $(wildcard data/results/*/*.csv)
 
-.PHONY: figures test check peers mpi in-time lab sweep cluster html clean help
+.PHONY: figures test check check-gpu peers mpi in-time lab sweep cluster html clean help
 
 ifeq ($(PROFILE),ci)
 figures: $(READY)
@@ -60,8 +60,15 @@ peers: $(READY)  ## measure what a user would pick instead (PyTorch, ONNX Runtim
 
 in-time: $(READY)  ## measure the methods that are parallel in time, for chapter 07 (two minutes)
 	$(RUN) -m rnnpar.study.in_time
+
 mpi: $(READY)  ## measure what ranks cost: messages, and mpi's strategies beside those of threads (three minutes)
 	$(RUN) -m rnnpar.study.ranks
+
+# On a machine with a GPU, whatever Python is there: nothing is installed first. PYTHON=... names another.
+CHECKER := $(or $(filter-out default undefined,$(if $(filter command environment,$(origin PYTHON)),$(PYTHON))),$(if \
+  $(ACTIVE),$(ACTIVE)/bin/python),$(wildcard .venv/bin/python),python3)
+check-gpu:  ## on a machine with a GPU: check every GPU method there, then measure; CHECK='--minutes 9 --only sweep'
+	$(CHECKER) -m rnnpar.study.check_gpu $(CHECK)
 
 lab: $(READY)  ## open the notebooks in JupyterLab
 	$(RUN) -m jupyterlab $(firstword $(wildcard notebooks/00*.ipynb) notebooks)
@@ -74,7 +81,7 @@ clean:  ## remove what can be made again; never data/results
 	find notebooks -name '*.failed.ipynb' -delete -o -name '*.running.ipynb' -delete
 
 help:  ## this list
-	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 11
 
 # Looked for only when it is needed, so that `make help` works without any Python.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \

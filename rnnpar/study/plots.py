@@ -87,11 +87,23 @@ LOOKS = {
     "mpi/batch": Look("#00664b", "v"),
     "mpi/pipeline": Look("#8f5076", "P"),
     "mpi/rows": Look("#a86f00", "D"),
+    "numba_cuda/timestep": Look(RED, "*"),
+    "numba_cuda/steps": Look(SKY, "d"),
+    "numba_cuda/block": Look(GREEN, "p"),
+    "numba_cuda/persistent": Look(ORANGE, "H"),
+    "cupy_gpu/steps": Look("#7d6b5d", "<"),
+    "cupy_gpu/fused": Look("#b07aa1", "v"),
+    "cupy_gpu/graph": Look(BLUE, "8"),
+    "cupy_gpu/cluster": Look("#7b3294", "P"),
+    "peers/cudnn tf32=False": Look("#6e7378", "H"),
+    "peers/cudnn tf32=True": Look("#a9adb1", "d"),
+    "peers/jax_gpu": Look("#b9bdc1", "*"),
     "peers/torch": Look("#8a8f94", "<"),
     "peers/onnxruntime": Look("#a9adb1", ">"),
     "peers/openvino": Look("#6e7378", "p"),
     "peers/jax": Look("#b9bdc1", "h"),
 }
+TIMED = ("steady", "transfer")  # a call's time; results that hold both for a method are parted before they are drawn
 STATUS = {  # what a gap says
     "unsupported": "not run here",
     "oom": "does not fit",
@@ -194,7 +206,7 @@ def steady(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows that tell a steady time, or why there is none. ValueError where two machines' results are mixed."""
     if "machine" in frame and frame["machine"].nunique() > 1:
         raise ValueError(f"the results are of several machines, {', '.join(frame['machine'].unique())}: take one's")
-    return frame[(frame["kind"] == "steady") | (frame["status"] != "ok")]
+    return frame[frame["kind"].isin(TIMED) | (frame["status"] != "ok")]
 
 
 def in_order(methods: Iterable[str]) -> list[str]:
@@ -264,7 +276,7 @@ def median(seconds: Iterable[float], draws: int = 400) -> Median:
 
 def medians(rows: pd.DataFrame, by: Sequence[str]) -> dict[Any, Median]:
     """The medians of the samples that are ok, by the columns named: (method, H) -> Median of seconds a call."""
-    good = rows[(rows["status"] == "ok") & (rows["kind"] == "steady") & (rows["seconds"] > 0)]
+    good = rows[(rows["status"] == "ok") & rows["kind"].isin(TIMED) & (rows["seconds"] > 0)]
     return {
         key if len(by) > 1 else key[0]: median(group) for key, group in good.groupby(list(by), sort=True)["seconds"]
     }

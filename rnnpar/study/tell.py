@@ -56,8 +56,8 @@ def peaks(name: str = "") -> dict[str, Any]:
         return {}
     try:
         found = json.loads(file.read_text())
-        return found if found["version"] == machine.PEAKS_VERSION else {}
-    except (ValueError, KeyError, TypeError) as error:
+        return found if found.get("version") == machine.PEAKS_VERSION else {}
+    except (ValueError, AttributeError) as error:
         raise store.ResultsError(f"{file} is damaged ({error}); delete it, and the peaks are measured again") from None
 
 
@@ -114,7 +114,7 @@ def machine_table(name: str = "") -> Markdown:
             ", ".join(f"{level} {_bytes(size)}" for level, size in known["caches"].items()) or "unknown",
         ),
         ("memory", _bytes(known["memory_bytes"])),
-        ("GPU", known["gpu"].get("name", "none")),
+        ("GPU", gpu_words(known["gpu"])),
         ("NumPy's BLAS", f"{blas.get('internal_api', 'unknown')} {blas.get('version', '')}{took}"),
         ("system", " ".join(system[:1] + system[-1:])),
         (
@@ -125,6 +125,15 @@ def machine_table(name: str = "") -> Markdown:
         ),
     ]
     return _table(("", ""), rows)
+
+
+def gpu_words(gpu: Mapping[str, Any]) -> str:
+    """A GPU as machine.json describes it, in a line."""
+    if not gpu:
+        return "none"
+    parts = [gpu["name"], f"driver {gpu['driver']}"]
+    parts += [_bytes(gpu["memory_bytes"])] if "memory_bytes" in gpu else []
+    return ", ".join(parts)
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> Markdown:
