@@ -144,7 +144,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
           else
             send(others + at * 2, arrived + next * 8, eight.x, eight.y, eight.z, eight.w);
         }
-        __syncwarp();  // they have been read: the next element's may come
+        if (e + 1 < EACH) __syncwarp();  // they have been read: the next element's may come
       }
     }
     if (CLUSTER == 1) __syncthreads();  // all of h[t] is there, and all have read h[t-1]

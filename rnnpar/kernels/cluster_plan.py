@@ -61,7 +61,7 @@ class ClusterPlan:
 
     def seconds(self, device: Device, B: int) -> float:
         """The predicted time of one step of B sequences: clusters that do not fit at once wait for the first."""
-        at_once = max(1, device.multiprocessors // self.blocks * max(1, _blocks_a_multiprocessor(device, self)))
+        at_once = max(1, device.multiprocessors // self.blocks)  # compiled for one block a multiprocessor
         return math.ceil(self.clusters(B) / at_once) * self.cycles / device.clock
 
 
@@ -79,15 +79,21 @@ def plan(H: int, B: int, dtype: str, device: Device, blocks: int | None = None) 
     fitting = candidates(H, B, dtype, device, BLOCKS if blocks is None else (blocks,))
     if not fitting:
         size = blocks or largest
-        weights = 4 if dtype == "float32" else 2
-        # what a block can hold: its registers without those that every thread needs besides, and its shared memory
-        other = OTHER_REGISTERS[dtype][1] * 512 * 4
+        other = ", or dtype='bfloat16'" if dtype == "float32" else ""
         raise DoesNotFit(
-            f"W of H={H} in {dtype}", f"bytes in the registers and shared memory of {size} block(s)", weights * H * H,
-            size * (device.registers_per_block * 4 - other + device.shared_per_block),
-            "take cupy_gpu/graph or numba_cuda/persistent" + (", or dtype='bfloat16'" if dtype == "float32" else ""),
+            f"W in {dtype}, in the registers and shared memory of {size} block(s),", "hidden units", H,
+            largest_hidden_size(dtype, device, size), f"take cupy_gpu/graph or numba_cuda/persistent{other}",
         )  # fmt: skip
     return min(fitting, key=lambda it: it.seconds(device, B))
+
+
+def largest_hidden_size(dtype: str, device: Device, blocks: int) -> int:
+    """The largest H whose W fits into a cluster of that many blocks."""
+    low, high = 0, 4096  # times 4: what fits, and what surely does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if candidates(4 * middle, 1, dtype, device, (blocks,)) else (low, middle)
+    return 4 * low
 
 
 def candidates(H: int, B: int, dtype: str, device: Device, sizes: tuple[int, ...] = BLOCKS) -> list[ClusterPlan]:
@@ -117,7 +123,7 @@ def _on_cores(H: int, blocks: int, sequences: int, split: int, device: Device) -
     from_shared = (threads // 32 * chunks * sequences * 128 + spilled * threads * 16) / SHARED_BYTES
     work = max(rows * columns * sequences / MULTIPLY_ADDS, from_shared)
     rounds = 3 + (1 if blocks > 1 or sequences < 8 else 0)  # of shuffles
-    cycles = LOAD_SHARED + work + rounds * SHUFFLE + ACTIVATION + (TO_ANOTHER_BLOCK if blocks > 1 else BLOCK_BARRIER)
+    cycles = LOAD_SHARED + work + rounds * SHUFFLE + ACTIVATION + exchange(blocks, rows * blocks * sequences * 4)
     return ClusterPlan("float32", H, blocks, rows, sequences, split, spilled, threads, columns, shared, cycles)
 
 
@@ -138,21 +144,22 @@ def _on_tensor_cores(H: int, blocks: int, sequences: int, split: int, device: De
         return None
     tensor = rows / 16 * columns / 16 * tiles * terms / MMAS
     chain = chunks * tiles * terms * MMA_CHAIN / (2 * tiles)  # two chains for each tile
-    from_shared = threads // 32 * chunks * (tiles * terms * 512 + (1024 if spilled else 0)) / SHARED_BYTES
+    from_shared = threads // 32 * (chunks * tiles * terms * 512 + spilled * 1024) / SHARED_BYTES
     finish = math.ceil(rows * sequences / threads) * (ACTIVATION + 2 * LOAD_SHARED + split * (3 if together else 1) * 8)
     cycles = LOAD_SHARED + max(tensor, chain, from_shared) + BLOCK_BARRIER + finish
-    cycles += TO_ANOTHER_BLOCK if blocks > 1 else BLOCK_BARRIER
+    cycles += exchange(blocks, rows * blocks * sequences * 6)
     return ClusterPlan("bfloat16", H, blocks, rows, sequences, split, spilled, threads, columns, shared, cycles)
+
+
+def exchange(blocks: int, bytes_of_h: int) -> float:
+    """Cycles until all blocks of a cluster have h: the way there, and one message of 16 bytes after another."""
+    return BLOCK_BARRIER if blocks == 1 else TO_ANOTHER_BLOCK + bytes_of_h / 16
 
 
 def _registers(device: Device, threads: int, other: int) -> int:
     """Registers of a thread that are left for weights, if the block is alone on its multiprocessor; below 0: none."""
     limit = min(device.registers_per_thread, device.registers_per_block // round_up(threads, 128) // 8 * 8)
     return limit - other
-
-
-def _blocks_a_multiprocessor(device: Device, it: ClusterPlan) -> int:
-    return 1  # the kernels are compiled for one block a multiprocessor, which may take all its registers
 
 
 # --- the weights, in each thread's own order -----------------------------------------------------------------------
