@@ -25,7 +25,7 @@ CODE := rnnpar tests data notebooks/*.ipynb
 CHAPTERS := $(wildcard notebooks/[0-9][0-9]*.ipynb)
 RESULTS := $(wildcard data/results/*/*.csv)
 
-.PHONY: figures test check peers lab sweep html clean help
+.PHONY: figures test check check-gpu peers lab sweep html clean help
 
 ifeq ($(PROFILE),ci)
 figures: $(READY)
@@ -54,6 +54,12 @@ peers: $(READY)  ## measure what a user would pick instead (PyTorch, ONNX Runtim
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[study,dev,peers]'
 	$(RUN) -m rnnpar.study.peers
 
+# On a machine with a GPU, whatever Python is there: nothing is installed first. PYTHON=... names another.
+CHECKER := $(or $(filter-out default undefined,$(if $(filter command environment,$(origin PYTHON)),$(PYTHON))),$(if \
+  $(ACTIVE),$(ACTIVE)/bin/python),$(wildcard .venv/bin/python),python3)
+check-gpu:  ## on a machine with a GPU: check every GPU method there, then measure; CHECK='--minutes 9 --only sweep'
+	$(CHECKER) -m rnnpar.study.check_gpu $(CHECK)
+
 lab: $(READY)  ## open the notebooks in JupyterLab
 	$(RUN) -m jupyterlab $(firstword $(wildcard notebooks/00*.ipynb) notebooks)
 
@@ -65,7 +71,7 @@ clean:  ## remove what can be made again; never data/results
 	find notebooks -name '*.failed.ipynb' -delete -o -name '*.running.ipynb' -delete
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 11
 
 # Looked for only when it is needed, so that `make help` works without any Python.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \

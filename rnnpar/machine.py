@@ -11,9 +11,11 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -26,16 +28,19 @@ from rnnpar.network import RNN
 
 PEAKS_VERSION = 3  # raised when what is measured changes, so that older files are measured anew
 PEAKS_TRIES = 5
+GPU_PEAKS_VERSION = 1  # the same for what `gpu_peaks` measures; the CPU's are not measured again for it
 PEAKS_PAUSE_S = 2.0
 CROWDED = 1.5  # all threads' time for a product over one's; they have a core each, so it should be near 1
 DISTURBED_S = 5e-4  # for a barrier or a start of threads; undisturbed, the slowest takes a tenth of it
+SMI_S = 20.0  # that nvidia-smi may take: on a machine with many GPUs it takes seconds
+GPU_FIELDS = ("index", "uuid", "name", "driver_version", "memory.total")
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "OMP_PROC_BIND", "OMP_THREAD_LIMIT", "GOMP_SPINCOUNT",
     "OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "MKL_NUM_THREADS",
     "NUMBA_NUM_THREADS", "NUMBA_THREADING_LAYER", "NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES",
 )  # fmt: skip
 PACKAGES = ("numpy", "numba", "llvmlite", "threadpoolctl", "papermill", "torch", "onnxruntime", "openvino", "jax",
-            "mpi4py", "cupy-cuda13x", "numba-cuda")  # fmt: skip
+            "jaxlib", "mpi4py", "cupy-cuda13x", "numba-cuda", "cuda-bindings", "nvidia-cudnn-cu13")  # fmt: skip
 
 
 @cache
@@ -91,17 +96,86 @@ def caches() -> dict[str, int]:
 
 
 @cache
-def gpu() -> dict[str, str]:
-    """The first NVIDIA GPU's name, driver and memory, as nvidia-smi tells them; empty where there is none."""
-    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+def gpu() -> dict[str, Any]:
+    """The NVIDIA GPU that CUDA calls device 0: name, driver, memory_bytes, compute_capability; empty where none is.
+
+    nvidia-smi tells it, in a process of its own, so that nothing of CUDA is loaded here; where a container left it out,
+    the driver itself is asked. What neither can tell is left out. CUDA_VISIBLE_DEVICES is heeded. A GPU that is there
+    and does not answer is none: `gpu_problem` says why.
+    """
+    return _ask_for_gpu()[0]
+
+
+def gpu_problem() -> str:
+    """Why there is no GPU here, in a sentence; empty where there is one."""
+    return _ask_for_gpu()[1]
+
+
+@cache
+def _ask_for_gpu() -> tuple[dict[str, Any], str]:
+    if shutil.which("nvidia-smi") is None:
+        return _ask_driver()
+    rows, problem = _nvidia_smi((*GPU_FIELDS, "compute_cap"))
+    if "not a valid field" in problem:  # a driver of before 2021
+        rows, problem = _nvidia_smi(GPU_FIELDS)
+    if not rows:
+        return {}, problem
+    row, problem = _visible(rows, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    if row is None:
+        return {}, problem
+    found: dict[str, Any] = {"name": row["name"], "driver": row["driver_version"]}
+    if memory := re.fullmatch(r"(\d+) MiB", row["memory.total"]):
+        found["memory_bytes"] = int(memory[1]) * 2**20
+    if re.fullmatch(r"\d+\.\d+", row.get("compute_cap", "")):
+        found["compute_capability"] = row["compute_cap"]
+    return found, ""
+
+
+def _ask_driver() -> tuple[dict[str, Any], str]:
+    from rnnpar.kernels.launch import Device
+
     try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return {}
-    if answer.returncode or not answer.stdout.strip():
-        return {}
-    name, driver, memory = (field.strip() for field in answer.stdout.splitlines()[0].split(","))
-    return {"name": name, "driver": driver, "memory": memory}
+        device = Device.current()
+    except (RuntimeError, ValueError) as error:
+        return {}, f"{error} (nor is nvidia-smi in PATH)"
+    found: dict[str, Any] = {"name": device.name, "driver": "unknown", "memory_bytes": device.memory}
+    found["compute_capability"] = ".".join(map(str, device.capability))
+    with suppress(OSError):
+        words = Path("/proc/driver/nvidia/version").read_text()
+        if version := re.search(r"Kernel Module.*?\s(\d+\.[\d.]+)", words):
+            found["driver"] = version[1]
+    return found, ""
+
+
+def _nvidia_smi(fields: tuple[str, ...]) -> tuple[list[dict[str, str]], str]:
+    """A row of `fields` for each GPU, and in place of rows why there are none."""
+    query = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, errors="replace", timeout=SMI_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return [], f"nvidia-smi does not answer: {error}"
+    lines = [line for line in answer.stdout.splitlines() if line.strip()]
+    rows = [[field.strip() for field in line.split(",")] for line in lines]
+    if answer.returncode or any(len(row) != len(fields) for row in rows):
+        words = " ".join((answer.stdout + answer.stderr).split())[:200]
+        return [], f"nvidia-smi failed (exit status {answer.returncode}): {words}"
+    if not rows:
+        return [], "nvidia-smi knows of no GPU"
+    return [dict(zip(fields, row, strict=True)) for row in rows], ""
+
+
+def _visible(rows: list[dict[str, str]], visible: str | None) -> tuple[dict[str, str] | None, str]:
+    """The first of `rows` that CUDA_VISIBLE_DEVICES lets a program see, or None and why."""
+    if visible is None:
+        return rows[0], ""
+    first = visible.split(",")[0].strip()
+    if first.startswith("MIG-"):
+        return rows[0], ""  # a slice of a GPU: nvidia-smi lists only whole ones, and most often there is one
+    for row in rows:
+        if first and (first == row["index"] or row["uuid"].startswith(first)):
+            return row, ""
+    listed = ", ".join(f"{row['index']} ({row['name']})" for row in rows)
+    return None, f"CUDA_VISIBLE_DEVICES={visible!r} hides every GPU; there are: {listed}"
 
 
 @cache
@@ -189,13 +263,9 @@ def peaks() -> dict[str, Any]:
 
 @cache
 def _peaks(file: Path) -> dict[str, Any]:
-    if file.exists():
-        try:
-            found = json.loads(file.read_text())
-            if found["version"] == PEAKS_VERSION:
-                return found
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{file} is damaged ({error}); delete it, and the peaks are measured again") from error
+    found = _stored_peaks(file)
+    if found.get("version") == PEAKS_VERSION:
+        return found
     print("rnnpar: measuring this machine's peaks, once (about 20 s) ...", file=sys.stderr, flush=True)
     found = measure_peaks()
     for _ in range(PEAKS_TRIES - 1):
@@ -210,6 +280,49 @@ def _peaks(file: Path) -> dict[str, Any]:
             file=sys.stderr, flush=True,
         )  # fmt: skip
         return found
+    gpus = {key: value for key, value in _stored_peaks(file).items() if key == "gpu"}
+    _keep_peaks(file, found | gpus)
+    return found | gpus
+
+
+def gpu_peaks() -> dict[str, Any]:
+    """The GPU's peaks, measured at the first call ever and kept under `gpu` in peaks.json; see `gpu_probe.measure`.
+
+    Empty where there is no GPU. registry.Unavailable where there is one, and no numba-cuda to measure it with.
+    """
+    return _gpu_peaks(folder() / "peaks.json") if gpu() else {}
+
+
+@cache
+def _gpu_peaks(file: Path) -> dict[str, Any]:
+    stored = _stored_peaks(file)
+    found = stored.get("gpu", {})
+    if (found.get("version"), found.get("name")) == (GPU_PEAKS_VERSION, gpu()["name"]):
+        return found
+    from rnnpar.kernels import gpu_probe
+
+    print("rnnpar: measuring this GPU's peaks, once (about 20 s) ...", file=sys.stderr, flush=True)
+    measured = {"version": GPU_PEAKS_VERSION, "name": gpu()["name"], "measured": time.strftime("%Y-%m-%d")}
+    found = measured | gpu_probe.measure()
+    _keep_peaks(file, stored | {"gpu": found})
+    return found
+
+
+def _stored_peaks(file: Path) -> dict[str, Any]:
+    """What a file of peaks holds, of the CPU, of the GPU or of both; empty without one. ValueError if it is damaged."""
+    if not file.exists():
+        return {}
+    try:
+        found = json.loads(file.read_text())
+        if found.get("version") is None and "gpu" not in found:
+            raise KeyError("version")
+        return found
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"{file} is damaged ({error}); delete it, and the peaks are measured again") from error
+
+
+def _keep_peaks(file: Path, found: dict[str, Any]) -> None:
+    """Write a file of peaks whole, or say why it cannot be."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(f".{os.getpid()}.tmp")
@@ -217,7 +330,6 @@ def _peaks(file: Path) -> dict[str, Any]:
         os.replace(temporary, file)
     except OSError as error:
         print(f"rnnpar: the peaks cannot be kept: {error}", file=sys.stderr, flush=True)
-    return found
 
 
 def disturbed(found: dict[str, Any]) -> bool:
@@ -284,13 +396,33 @@ def measure_peaks() -> dict[str, Any]:
     }
 
 
+def forget_peaks(part: str) -> None:
+    """Drop what is kept of the peaks of the "cpu" or the "gpu", so that it is measured anew; the other part stays."""
+    file = folder() / "peaks.json"
+    try:
+        stored = _stored_peaks(file)
+    except ValueError:  # damaged: all of it is measured anew
+        file.unlink()
+        return
+    left = {key: value for key, value in stored.items() if (key == "gpu") == (part == "cpu")}
+    if left != stored:
+        _keep_peaks(file, left) if left else file.unlink()
+
+
 def main(arguments: list[str]) -> int:
-    """`python -m rnnpar.machine` prints this machine's name; with --peaks, measures its peaks anew and keeps them."""
+    """`python -m rnnpar.machine` prints this machine's name; with --peaks or --gpu-peaks, measures those anew."""
     if arguments == ["--peaks"]:
-        (folder() / "peaks.json").unlink(missing_ok=True)
+        forget_peaks("cpu")
         return int(disturbed(peaks()))
+    if arguments == ["--gpu-peaks"]:
+        if not gpu():
+            print(f"error: no GPU to measure: {gpu_problem()}", file=sys.stderr)
+            return 2
+        forget_peaks("gpu")
+        print(json.dumps(gpu_peaks(), indent=1))
+        return 0
     if arguments:
-        print("usage: python -m rnnpar.machine [--peaks]", file=sys.stderr)
+        print("usage: python -m rnnpar.machine [--peaks | --gpu-peaks]", file=sys.stderr)
         return 2
     print(name())
     return 0

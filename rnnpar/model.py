@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from rnnpar import machine
+from rnnpar import machine, registry
 from rnnpar.network import RNN
 
 AUTO = (
@@ -246,7 +246,29 @@ def here() -> Model:
     return Model(machine.peaks(), WIDTH)
 
 
-def fastest(net: RNN, T: int, B: int, threads: int) -> str:
-    """The name of the method that the model expects to be fastest at this shape on this machine."""
-    work, model = Work.of(net, max(T, 1), max(B, 1)), here()
-    return min(AUTO if threads > 1 else AUTO[:1], key=lambda name: model.predict(name, work, threads))
+def fastest(net: RNN, T: int, B: int, threads: int, on_device: bool = False, dtype: str = "float32") -> str:
+    """The name of the method that the model expects to be fastest at this shape on this machine.
+
+    For NumPy arrays a GPU's method counts with its copies to the device and back; `on_device` says that x lies on the
+    GPU already, and then only its methods count. Without a GPU, or a GPU method that can run, nothing of CUDA is asked.
+    """
+    work = Work.of(net, max(T, 1), max(B, 1))
+    best, seconds = _fastest_on_gpu(work, transfers=not on_device, dtype=dtype)
+    if on_device:
+        if not best:
+            raise registry.Unavailable(f"no GPU method can compute {work}: {machine.gpu_problem() or 'none fits'}")
+        return best
+    model = here()
+    on_cpu = min(AUTO if threads > 1 else AUTO[:1], key=lambda name: model.predict(name, work, threads))
+    return best if seconds < model.predict(on_cpu, work, threads) else on_cpu
+
+
+def _fastest_on_gpu(work: Work, transfers: bool, dtype: str) -> tuple[str, float]:
+    """The GPU's fastest method and its seconds; ("", inf) where there is no GPU, or nothing to use it with."""
+    if not machine.gpu():
+        return "", math.inf
+    from rnnpar import model_gpu
+
+    named = {method.name for method in registry.methods() if method.on_gpu and method.available}
+    methods = tuple(name for name in model_gpu.AUTO if name in named)
+    return model_gpu.fastest(model_gpu.here(), work, methods, transfers, dtype) if methods else ("", math.inf)

@@ -7,6 +7,7 @@ the forward pass, `forward(x, h0) -> (y, h)`. To add a method: write the functio
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import importlib.util
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).parent
+GPU_BACKENDS = ("numba_cuda", "cupy_gpu")
 
 
 class Unavailable(RuntimeError):
@@ -26,12 +28,17 @@ class Unavailable(RuntimeError):
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the table. `requires` are (module to import, what to install) pairs; all else is prose."""
+    """One row of the table. `requires` are (module to import, what to install) pairs; all else is prose.
+
+    `probe` is "module:function" of this package: asked where all that is installed, it says why the method cannot run
+    here all the same, with what would do, or nothing where it can.
+    """
 
     name: str
     parallelises: str
     synchronises: str
     requires: tuple[tuple[str, str], ...] = ()
+    probe: str = ""
 
     @property
     def backend(self) -> str:
@@ -42,10 +49,17 @@ class Method:
         return self.name.split("/")[1]
 
     @property
+    def on_gpu(self) -> bool:
+        """Whether it computes on a GPU in this process, and so takes device arrays and returns them."""
+        return self.backend in GPU_BACKENDS
+
+    @property
     def why_not(self) -> str:
         """Why the method cannot run here, with what would do; empty where it can."""
         missing = [package for module, package in self.requires if not _importable(module)]
-        return f"needs {' and '.join(missing)}: pip install {' '.join(missing)}" if missing else ""
+        if missing:
+            return f"needs {' and '.join(missing)}: pip install {' '.join(missing)}"
+        return _probed(self.probe) if self.probe else ""
 
     @property
     def available(self) -> bool:
@@ -63,11 +77,41 @@ class Method:
         return {parameter.name: parameter.default for parameter in parameters}
 
     def source_hash(self) -> str:
-        """A short hash of the code that runs: the backend's file, and the kernels' where it uses them."""
-        files = [PACKAGE / "backends" / f"{self.backend}.py"]
-        if "rnnpar.kernels" in files[0].read_text():
-            files += sorted((PACKAGE / "kernels").glob("*.py"))
+        """A short hash of the code that runs: the backend's file, and the kernels' that it imports, directly or not."""
+        files = source_files(PACKAGE / "backends" / f"{self.backend}.py")
         return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:10]
+
+
+def source_files(backend: Path) -> list[Path]:
+    """A backend's file, then the files of `kernels` that it imports, directly or through each other, by name.
+
+    Imports within functions count as well. CUDA C++ belongs to whoever loads it: all of it, where a file names any.
+    """
+    found: set[Path] = set()
+    new = [backend]
+    while new:
+        file = new.pop()
+        text = file.read_text(encoding="utf-8")
+        needed = {PACKAGE / "kernels" / f"{name}.py" for name in _kernels_imported(text)}
+        if ".cuh" in text:
+            needed |= set((PACKAGE / "kernels").glob("*.cuh"))
+        fresh = {path for path in needed if path.is_file()} - found
+        found |= fresh
+        new += [path for path in fresh if path.suffix == ".py"]
+    return [backend, *sorted(found)]
+
+
+def _kernels_imported(text: str) -> set[str]:
+    """The names under rnnpar.kernels that a Python file imports."""
+    names = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and node.module == "rnnpar.kernels":
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rnnpar.kernels."):
+            names.add(node.module.split(".")[2])
+        elif isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[2] for alias in node.names if alias.name.startswith("rnnpar.kernels.")}
+    return names
 
 
 class Methods(tuple):
@@ -81,6 +125,8 @@ class Methods(tuple):
         )
 
 
+NUMBA = ((("numba_cuda", "'numba-cuda[cu13]'"),), "kernels.launch:why_no_gpu")  # requires, probe
+
 TABLE = Methods((
     Method("serial/naive", "nothing: NumPy, a step at a time, as on paper", "nothing"),
     Method("serial/hoisted", "nothing: U x and V h as one product each over all time steps", "nothing"),
@@ -89,6 +135,12 @@ TABLE = Methods((
     Method("threads/rows", "rows of W over threads, each keeping its share in its own cache", "one barrier a step"),
     Method("threads/batch", "sequences of the batch over threads", "nothing"),
     Method("threads/wavefront", "layers, and the products around them, pipelined over time", "one flag a chunk"),
+    Method("numba_cuda/timestep", "time steps over threads of one block, as the origin did", "an atomic flag a step",
+           *NUMBA),
+    Method("numba_cuda/steps", "rows of W over warps, a launch a step", "one launch a step", *NUMBA),
+    Method("numba_cuda/block", "sequences over blocks, each with W in its registers", "a block, once a step", *NUMBA),
+    Method("numba_cuda/persistent", "rows of W over blocks that keep them for the whole sequence",
+           "a team of blocks, once a step", *NUMBA),
     Method("peers/torch", "PyTorch at its best: rows and columns of each product", "a fork and a join an operation",
            requires=(("torch", "torch==2.13.0"),)),
     Method("peers/onnxruntime", "ONNX Runtime at its best: columns of each product", "a fork and a join an operation",
@@ -97,6 +149,10 @@ TABLE = Methods((
            requires=(("openvino", "openvino"),)),
     Method("peers/jax", "JAX at its best: rows and columns of each product, where large", "XLA's own pool",
            requires=(("jax", "jax"),)),
+    Method("peers/cudnn", "PyTorch on a GPU, cuDNN's RNN or cuBLAS in a CUDA graph: rows and columns of each product",
+           "a launch a step", requires=(("torch", "torch"),), probe="backends.peers:why_no_cudnn"),
+    Method("peers/jax_gpu", "JAX on a GPU: rows and columns of each product", "a launch an operation",
+           requires=(("jax", "jax"),), probe="backends.peers:why_no_jax_gpu"),
 ))  # fmt: skip
 
 
@@ -116,3 +172,9 @@ def find(name: str) -> Method:
 @cache
 def _importable(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
+
+
+@cache
+def _probed(probe: str) -> str:
+    module, function = probe.split(":")
+    return getattr(importlib.import_module(f"rnnpar.{module}"), function)()

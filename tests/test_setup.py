@@ -67,7 +67,7 @@ def test_one_cuda_generation_only():
     assert [name for extra in EXTRAS.values() for name in bounds(extra) if "cupy" in name] == ["cupy-cuda13x"]
 
 
-@pytest.mark.parametrize("target", ["figures", "test", "peers", "lab", "sweep", "html", "clean", "help"])
+@pytest.mark.parametrize("target", ["figures", "test", "check-gpu", "peers", "lab", "sweep", "html", "clean", "help"])
 def test_make_help_lists_every_target(target):
     done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, timeout=20, check=True)
     assert re.search(rf"^{target}\s+\S", done.stdout, re.MULTILINE)

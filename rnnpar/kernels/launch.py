@@ -6,6 +6,8 @@ written down. `Device.current()` alone asks the driver. What each part is for:
     why_no_gpu        why the GPU methods cannot run here, in words: what `registry.why_not` shows
     blocks_that_fit   occupancy: how many blocks of a kernel fit into one multiprocessor together
     check_resident    refuses a grid whose blocks wait for each other and that do not all fit together
+    BlockPlan         numba_cuda/block: a block a sequence, all of W in its registers and shared memory
+    PersistentPlan    numba_cuda/persistent: W spread over the device, blocks that meet in every step
     DoesNotFit        the error: which limit, what is needed, what there is
 
 Sizes are in bytes, registers are 32 bits wide, a warp has 32 threads.
@@ -19,11 +21,12 @@ import importlib.util
 import sys
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 WARP = 32
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
+OLDEST_ASYNC = (8, 0)  # copies from global to shared memory that nobody waits for
 OLDEST = (7, 0)  # acquire and release, and threads of a warp that wait for each other, begin with Volta
 
 
@@ -31,7 +34,7 @@ class DoesNotFit(ValueError):
     """A launch that the device cannot hold: `limit` names what is too small, `needs` and `has` are the numbers."""
 
     def __init__(self, what: str, limit: str, needs: int, has: int, advice: str = ""):
-        self.limit, self.needs, self.has = limit, needs, has
+        self.what, self.limit, self.needs, self.has = what, limit, needs, has
         super().__init__(f"{what} needs {needs:,} {limit}, and there are {has:,}" + (f": {advice}" if advice else ""))
 
 
@@ -166,7 +169,9 @@ def _dotted(capability: tuple[int, int]) -> str:
 # --- occupancy ---------------------------------------------------------------------------------------------------
 
 
-def blocks_that_fit(device: Device, threads: int, registers: int, shared: int = 0, what: str = "a block") -> int:
+def blocks_that_fit(
+    device: Device, threads: int, registers: int, shared: int = 0, what: str = "a block", advice: str = ""
+) -> int:
     """How many blocks are resident together in one multiprocessor; at least 1.
 
     threads: of a block; registers: of a thread; shared: bytes of a block, static and dynamic.
@@ -179,7 +184,7 @@ def blocks_that_fit(device: Device, threads: int, registers: int, shared: int = 
         ("registers a block", _block_registers(threads, registers), device.registers_per_block),
     ):
         if needs > has:
-            raise DoesNotFit(what, limit, needs, has, f"on {device.name}")
+            raise DoesNotFit(what, limit, needs, has, advice or f"on {device.name}")
     by_registers = device.registers // 4 // _warp_registers(registers) * 4 // round_up(_warps(threads), 4)
     used = round_up(shared + device.shared_reserved, 128)
     by_shared = device.shared // used if used else device.blocks
@@ -217,3 +222,205 @@ def _warp_registers(registers: int) -> int:
 def _block_registers(threads: int, registers: int) -> int:
     """A block's warps are dealt out to the four quarters of a multiprocessor: as if there were a multiple of four."""
     return _warp_registers(registers) * round_up(_warps(threads), 4)
+
+
+# --- where W lives -----------------------------------------------------------------------------------------------
+# A thread keeps a tile of W: `rows` rows in registers and `extra` more in shared memory, of `groups` times four
+# columns each. A group's columns lie side by side, and a warp's threads side by side again, so that a warp reads 512
+# bytes in one piece. Whatever lies beyond the last row or column is zero.
+
+FOUR = 4  # float32 of a 128-bit access
+MOST_ROWS = 32  # that the lanes of a warp can share out among themselves when they add up
+OWN_REGISTERS = 40  # of a thread, beside its tile, its sums and its share of h: addresses, counters, what is under way
+BARRIERS = ("flags", "counter", "grid", "values")
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """One block a sequence at a time. Each warp owns `rows` + `extra` rows of W, each lane `groups` x 4 columns.
+
+    Hp is H rounded up to what the lanes span; shared is in bytes; registers is the compiler's ceiling for a thread.
+    """
+
+    H: int
+    Hp: int
+    rows: int
+    extra: int
+    groups: int
+    warps: int
+    blocks: int
+    registers: int
+    shared: int
+    dtype: str
+
+    @property
+    def threads(self) -> int:
+        return self.warps * WARP
+
+
+def plan_block(device: Device, H: int, B: int, dtype: str = "float32") -> BlockPlan:
+    """A block a sequence, for a hidden size of H and B sequences. DoesNotFit where W is too large for one block."""
+    padded = round_up(H, FOUR)
+    groups = -(-padded // (FOUR * WARP))
+    Hp = groups * FOUR * WARP
+    words = weights_a_word(dtype)
+    what = f"a block that holds W ({H} x {H} {dtype}) alone"
+    advice = f"on {device.name}; numba_cuda/persistent spreads W over the device"
+    found, refused = [], []
+    for most in (16, 8, 32):  # 16 warps: four for each of a multiprocessor's four schedulers
+        own = -(-padded // min(most, padded // FOUR))
+        warps = -(-padded // own)
+        cap = register_ceiling(device, warps * WARP)
+        rows = min(own, (cap - OWN_REGISTERS - own - FOUR * groups) // (FOUR * groups) * words)
+        extra = own - rows
+        shared = 4 * (warps * extra * Hp // words + 2 * Hp)
+        try:
+            if own > MOST_ROWS:
+                raise DoesNotFit(what, "rows a warp", own, MOST_ROWS, advice)
+            if rows < 1:
+                raise DoesNotFit(what, "registers a thread", OWN_REGISTERS + own + 8 * groups, cap, advice)
+            room = device.multiprocessors * blocks_that_fit(device, warps * WARP, cap, shared, what, advice)
+        except DoesNotFit as error:
+            refused.append(error)
+            continue
+        found.append(BlockPlan(H, Hp, rows, extra, groups, warps, min(max(B, 1), room), cap, shared, dtype))
+    if not found:
+        raise min(refused, key=lambda error: error.needs / max(error.has, 1))
+    return min(found, key=block_cycles)
+
+
+def block_cycles(plan: BlockPlan) -> float:
+    """Roughly the cycles of a step of numba_cuda/block: arithmetic, what is read from shared memory, sums."""
+    own = plan.rows + plan.extra
+    lanes = min(128, plan.threads)
+    staged = plan.warps * plan.Hp * (1 + plan.extra / weights_a_word(plan.dtype)) * 4 / 128
+    return own * plan.warps * plan.Hp / lanes + staged + (plan.warps + 4) * (own + 3) / 2
+
+
+@dataclass(frozen=True)
+class PersistentPlan:
+    """`blocks` blocks share the rows of W, `rows` + `extra` each; a block's threads share a row's columns.
+
+    The batch is cut into `teams` of at most `sequences`: each team has a W of its own, so that fewer blocks meet and
+    each reads less of h. `chunk` sequences are staged in shared memory at a time, `poll` are polled for together
+    (barrier "values"). Hp is H rounded up to what the threads span; shared is in bytes; `registers` is the compiler's
+    ceiling for a thread, `resident` how many blocks of this kind the device holds together.
+    """
+
+    H: int
+    Hp: int
+    B: int
+    rows: int
+    extra: int
+    groups: int
+    threads: int
+    blocks: int
+    teams: int
+    sequences: int
+    chunk: int
+    poll: int
+    registers: int
+    shared: int
+    resident: int
+    dtype: str
+    barrier: str
+    BARRIERS: ClassVar[tuple[str, ...]] = BARRIERS
+
+    @property
+    def grid(self) -> int:
+        return self.blocks * self.teams
+
+    @property
+    def warps(self) -> int:
+        return self.threads // WARP
+
+    @property
+    def parities(self) -> int:
+        """Buffers for a step's sums: with no barrier between the steps, two take turns."""
+        return 2 if self.barrier == "values" else 1
+
+
+def plan_persistent(
+    device: Device, H: int, B: int, dtype: str = "float32", barrier: str = "flags", teams: int | None = None
+) -> PersistentPlan:
+    """The plan with the fewest cycles a step, of all that fit, by `step_cycles`; `teams` fixes their number.
+
+    ValueError for an unknown dtype or barrier; DoesNotFit, with the limit that is nearest to being met, where W does
+    not fit on the device.
+    """
+    weights_a_word(dtype)
+    if barrier not in BARRIERS:
+        raise ValueError(f"barrier is {barrier!r}; it must be one of {', '.join(BARRIERS)}")
+    if teams is not None and not 1 <= teams <= min(B, device.multiprocessors):
+        raise ValueError(f"teams is {teams}; it must be 1 to {min(B, device.multiprocessors)}, for B = {B}")
+    found, refused = [], []
+    for groups in (1, 2, 3, 4):
+        for count in [teams] if teams else [2**i for i in range(8) if 2**i <= min(B, device.multiprocessors)]:
+            try:
+                found.append(_persistent(device, H, B, dtype, barrier, groups, count))
+            except DoesNotFit as error:
+                refused.append(error)
+    if not found:
+        raise min(refused, key=lambda error: error.needs / max(error.has, 1))
+    return min(found, key=lambda plan: step_cycles(device, plan))
+
+
+def _persistent(device: Device, H: int, B: int, dtype: str, barrier: str, groups: int, teams: int) -> PersistentPlan:
+    what = f"numba_cuda/persistent with H = {H}, B = {B}, {dtype}"
+    advice = f"on {device.name}; dtype='bfloat16' halves W, numba_cuda/steps takes any size"
+    words, padded = weights_a_word(dtype), round_up(H, FOUR)
+    threads = round_up(-(-padded // (FOUR * groups)), WARP)
+    if threads > device.threads_per_block:
+        raise DoesNotFit(what, "threads a block", threads, device.threads_per_block, advice)
+    Hp = threads * FOUR * groups
+    own = -(-padded // (device.multiprocessors // teams))
+    blocks = -(-padded // own)
+    sequences = -(-B // teams)
+    teams = -(-B // sequences)
+    cap = register_ceiling(device, threads)
+    # Of the registers that are left beside h, a row takes its share of the tile and its sum.
+    rows = min(own, MOST_ROWS, (cap - OWN_REGISTERS - FOUR * groups) * words // (FOUR * groups + words))
+    extra = own - rows
+    if rows < 1:
+        raise DoesNotFit(what, "registers a thread", OWN_REGISTERS + 8 * groups + 1, cap, advice)
+    if extra > MOST_ROWS:
+        raise DoesNotFit(what, "rows a block", own, rows + MOST_ROWS, advice)
+    tail = B - (teams - 1) * sequences
+    poll = max(d for d in (1, 2, 3, 4) if sequences % d == 0 and tail % d == 0) if barrier == "values" else 1
+    parities = 2 if barrier == "values" else 1
+    fixed = extra * Hp // words + parities * (threads // WARP) * sequences * own
+    chunk = min(sequences, (device.shared_per_block // 4 - fixed) // Hp) // poll * poll
+    if chunk < 1:
+        raise DoesNotFit(
+            what, "bytes of shared memory a block", 4 * (fixed + poll * Hp), device.shared_per_block, advice
+        )
+    shared = 4 * (fixed + chunk * Hp)
+    room = resident(device, threads, cap, shared)
+    check_resident(device, blocks * teams, threads, cap, shared, what)
+    return PersistentPlan(
+        H, Hp, B, rows, extra, groups, threads, blocks, teams, sequences, chunk, poll, cap, shared, room, dtype, barrier
+    )
+
+
+def step_cycles(device: Device, plan: PersistentPlan) -> float:
+    """Roughly the cycles of a step, good enough to choose between plans: arithmetic, sums, traffic, meeting."""
+    own, S = plan.rows + plan.extra, plan.sequences
+    # 128 fused multiply-adds a cycle, where there are threads enough; twice the instructions to unpack bfloat16.
+    multiply = S * own * plan.Hp / min(128, plan.threads) * weights_a_word(plan.dtype)
+    shuffle = S * max(plan.warps, 4) * (own + 3)  # one a cycle
+    staged = S * plan.Hp * (2 + plan.extra) * 4 / 128  # shared memory: 128 bytes a cycle
+    h = S * round_up(plan.H, FOUR) * (8 if plan.barrier == "values" else 4)
+    l2 = max(h / 64, plan.grid * h / (20 * device.multiprocessors))  # bytes a cycle, of one and of all
+    return multiply + shuffle / 2 + staged / 2 + l2 + 2000 + 4 * plan.blocks
+
+
+def register_ceiling(device: Device, threads: int) -> int:
+    """The most registers that each of a block's threads can have, a multiple of 8."""
+    return min(device.registers_per_thread, device.registers_per_block // round_up(threads, 4 * WARP) // 8 * 8)
+
+
+def weights_a_word(dtype: str) -> int:
+    """How many weights a 32-bit word holds. ValueError for an unknown dtype."""
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype is {dtype!r}; it must be 'float32' or 'bfloat16'")
+    return 1 if dtype == "float32" else 2

@@ -184,7 +184,9 @@ class Trial:
     def rows(self) -> list[Row]:
         """The measurement as rows: the first call, then the samples; or one row that says what went wrong."""
         failed = self.status in ("unsupported", "oom", "error")
-        kinds = ["compile"] + ([] if failed else ["steady"] * len(self.seconds))
+        # From NumPy to NumPy arrays: for a method on a GPU that includes the copies there and back.
+        kind = "transfer" if registry.find(self.method).on_gpu else "steady"
+        kinds = ["compile"] + ([] if failed else [kind] * len(self.seconds))
         times = [None if failed else self.compile_s, *self.seconds]
         shared = dict(
             point=key(self.point, self.method, self.options.get("threads", 1)),

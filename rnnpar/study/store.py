@@ -22,12 +22,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from rnnpar import machine
 from rnnpar.study.corpus import data_folder
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 try:
     import fcntl
@@ -59,7 +60,7 @@ class Row:
     sample: int
     samples: int
     seconds: float | None  # of one call; None where there is no time to tell
-    kind: str
+    kind: str  # compile, the first call; steady; transfer, on a GPU: a call from NumPy arrays, with its copies
     error: float | None  # relative, to the float64 oracle
     status: str
     message: str
@@ -134,6 +135,8 @@ def load(experiment: str, machine: str | Iterable[str] | None = None) -> pd.Data
     `machine` is a name, several, or None for every machine that has this experiment. ResultsError where there is
     nothing, or where a file is corrupt: which line, why, and what would do.
     """
+    import pandas as pd  # only readers need it: a machine that measures may be without
+
     if machine is None:
         names = [name for name in machines() if _file(experiment, name).exists()]
     else:
@@ -202,6 +205,8 @@ def _file(experiment: str, name: str) -> Path:
 
 
 def _frame(measurements: Iterable[Measurement], name: str) -> pd.DataFrame:
+    import pandas as pd
+
     rows = [row for measurement in measurements for row in measurement]
     columns = {column: [getattr(row, column) for row in rows] for column in COLUMNS}
     frame = pd.DataFrame(columns).astype({"seconds": float, "error": float})

@@ -1,0 +1,343 @@
+"""The predicted time of each GPU method, from a device's limits and rates; no GPU is needed to predict.
+
+Where W lies follows from the plans that the kernels themselves are launched by (kernels/launch.py). What it costs to
+read it, to multiply by it and to meet follows from `Rates`: measured once on a machine with a GPU
+(kernels/gpu_probe.py), or else what is published of a card. Nothing is fitted to the passes that are predicted.
+
+What is published, and where:
+    float32 lanes, 128 bytes of shared memory a cycle: CUDA C++ Programming Guide, "Arithmetic Instructions" and "Shared
+    Memory". Clocks, memory: NVIDIA's data sheets of H100 SXM5, A100 SXM4 40 GB and T4. L2: 5,120 bytes a cycle, NVIDIA
+    A100 Tensor Core GPU Architecture (2020), taken for Hopper too; T4: 1.27 TB/s and 188 cycles, Jia et al.,
+    Dissecting the NVIDIA Turing T4 GPU via Microbenchmarking, arXiv:1903.07486. L2 latency of about 260 cycles on A100
+    and H100, and 180 cycles from one multiprocessor to another of its cluster: Luo et al., Benchmarking and Dissecting
+    the Nvidia Hopper GPU Architecture, arXiv:2402.13499.
+What is assumed, since nobody publishes it: how many such latencies a barrier takes, what a launch from Python costs.
+
+Letters: T steps, B batch, I input, H hidden, O output, L layers. Seconds, bytes, operations a second.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rnnpar.kernels import launch
+from rnnpar.kernels.launch import Device, DoesNotFit, plan_block, plan_persistent
+from rnnpar.model import Work
+
+LANES = {(7, 0): 64, (7, 5): 64, (8, 0): 64, (9, 0): 128}  # float32 multiply-adds a cycle of a multiprocessor; else 128
+TENSOR = {(7, 0): 8, (7, 5): 8, (8, 0): 16, (9, 0): 15}  # times as fast as float32, with 16-bit factors
+MEMORY = {"H100": 3.35e12, "H200": 4.8e12, "A100": 1.555e12, "T4": 0.32e12, "GTX 1650": 0.128e12}  # bytes a second
+BLOCK_CHAIN = 250  # cycles of what cannot overlap in a step: a chain of multiply-adds, sums over lanes, tanh, a store
+PRODUCT_REACH = 0.6  # of the peak rate that a product of whole matrices reaches
+LEVELS = ("registers", "shared memory", "L2 cache", "memory")
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a GPU does at most, as a whole, and what meeting costs; `measured` or published."""
+
+    launch: Mapping[str, float]  # seconds of a kernel's launch, one after another, by library: numba, cupy
+    wait: float  # seconds until Python knows that the GPU is done
+    graph_node: float  # seconds from a kernel to the next in a CUDA graph
+    barrier: Mapping[str, float]  # seconds of a meeting of a block on every multiprocessor, by kind
+    block_barrier: float  # seconds of a meeting of a block's threads
+    cluster: float  # seconds to hand something over within a cluster, and to know that it has come
+    latency: float  # seconds of a load from the L2 cache
+    thread: float  # seconds of a multiply-add by one thread alone, its factors in a cache
+    flops: float  # float32 operations, two a multiply-add
+    tensor: float  # the same with 16-bit factors on tensor cores
+    shared: float  # bytes a second
+    l2: float
+    memory: float
+    to_device: tuple[float, float]  # seconds a copy, seconds a byte
+    from_device: tuple[float, float]
+    measured: bool = False
+
+    def bandwidth(self, level: str) -> float:
+        """Bytes a second of weights that can be drawn from one of LEVELS."""
+        registers = self.flops / 2 * 4  # a float32 weight a multiply-add
+        return dict(zip(LEVELS, (registers, self.shared, self.l2, self.memory), strict=True))[level]
+
+
+def published(device: Device) -> Rates:
+    """The rates of a card that nobody has measured here: data sheets and papers, and what the docstring assumes."""
+    cycle = 1 / device.clock
+    flops = 2 * LANES.get(device.capability, 128) * device.multiprocessors * device.clock
+    turing = device.capability < (8, 0)
+    latency = (188 if turing else 260) * cycle
+    memory = next((rate for name, rate in MEMORY.items() if name in device.name), 0.5e12)
+    return Rates(
+        launch={"numba": 10e-6, "cupy": 5e-6},
+        wait=10e-6,
+        graph_node=1.2e-6,
+        barrier={
+            "flags": 3 * latency,  # a release that reaches L2, half a poll missed, a poll that sees it
+            "counter": 3 * latency + 2 * cycle * device.multiprocessors,  # additions to one address queue up
+            "grid": 5 * latency + 2 * cycle * device.multiprocessors,  # the same, by way of one block, and back
+            "values": 2 * latency,  # the values are the flags: there and back
+        },
+        block_barrier=30 * cycle,
+        cluster=1.5 * 180 * cycle,
+        latency=latency,
+        thread=10 * cycle,
+        flops=flops,
+        tensor=flops * TENSOR.get(device.capability, 8),
+        shared=128 * device.multiprocessors * device.clock,
+        l2=(1.27e12 * device.multiprocessors / 40) if turing else 5120 * device.clock,
+        memory=memory,
+        to_device=(10e-6, 1 / 10e9),
+        from_device=(10e-6, 1 / 10e9),
+    )
+
+
+def rates_of(peaks: Mapping[str, Any], device: Device) -> Rates:
+    """The rates of a machine whose GPU's peaks were measured (machine.gpu_peaks); published ones where they were not.
+
+    What a measurement leaves out (CuPy's launches where CuPy is not installed, clusters on an old card) is published.
+    """
+    known = published(device)
+    if not peaks:
+        return known
+    names = set(Rates.__dataclass_fields__) - {"measured"}
+    found = {name: peaks[name] for name in names & set(peaks)}
+    for name in ("launch", "barrier"):
+        found[name] = {**getattr(known, name), **found.get(name, {})}
+    return Rates(**{name: found.get(name, getattr(known, name)) for name in names}, measured=True)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The seconds of a call, by what they are spent on, and how much of W lies where, in bytes of its own dtype."""
+
+    parts: dict[str, float]
+    where: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.parts.values())
+
+
+class GpuModel:
+    """Predictions for one device: `predict(method, work)`, device arrays in and out unless transfers are asked for."""
+
+    def __init__(self, device: Device, rates: Rates | None = None):
+        self.device = device
+        self.rates = rates or published(device)
+
+    def predict(self, method: str, work: Work, transfers: bool = False, **options: Any) -> Prediction | None:
+        """What a call takes; None for a method that the model knows nothing of. DoesNotFit where the method refuses.
+
+        `options` are the method's own: dtype, barrier.
+        """
+        formula = FORMULAS.get(method)
+        if formula is None:
+            return None
+        found = formula(self, work, options)
+        if transfers:
+            found.parts["copies"] = self.copies(work)
+        return found
+
+    def copies(self, work: Work) -> float:
+        """Seconds to bring x and h0 to the device, and y and h back."""
+        state = work.layers * work.B * work.H
+        there = 4.0 * (work.T * work.B * work.I + state)
+        back = 4.0 * (work.T * work.B * work.O + state)
+        return sum(2 * call + size * byte for (call, byte), size in
+                   ((self.rates.to_device, there), (self.rates.from_device, back)))  # fmt: skip
+
+    def around(self, work: Work, library: str) -> dict[str, float]:
+        """All but the recurrence: products over all steps at once, softmax, and the launches and the wait of a call."""
+        rates, flops = self.rates, work.flops()
+        outputs = 4.0 * work.T * work.B * work.O
+        return {
+            "U x": flops["U x"] / (PRODUCT_REACH * rates.flops),
+            "V h": flops["V h"] / (PRODUCT_REACH * rates.flops),
+            "softmax": 4 * outputs / (rates.l2 if outputs < self.device.l2 else rates.memory),
+            "launches": (3 + 3 * work.layers) * rates.launch[library] + rates.wait,
+        }
+
+    def per_step(self, H: int, B: int, dtype: str = "float32") -> tuple[float, dict[str, float]]:
+        """Seconds of one launched step's kernel, without its launch, and where it draws W from."""
+        rates, size = self.rates, H * H * _bytes(dtype)
+        level = "L2 cache" if size < 0.8 * self.device.l2 else "memory"
+        arithmetic = 2.0 * B * H * H / rates.flops
+        sweeps = math.ceil(B / 4)  # a warp takes four sequences while it has a row of W
+        kernel = 3 * rates.latency + max(sweeps * size / rates.bandwidth(level), arithmetic)
+        return kernel, {level: float(size)}
+
+
+def floor(device: Device, rates: Rates, H: int, B: int = 1, dtype: str = "float32", barrier: str = "flags") -> float:
+    """Seconds that a step on the whole device takes at least: a meeting, and W once from where it lies.
+
+    Or, for a batch, the arithmetic, where that takes longer than the bytes.
+    """
+    where = lives(device, H, dtype)
+    size = sum(where.values())
+    drawn = sum(part / rates.bandwidth(level) for level, part in where.items()) if size else 0.0
+    return rates.barrier[barrier] + max(drawn, 2.0 * B * H * H / rates.flops)
+
+
+def lives(device: Device, H: int, dtype: str = "float32", B: int = 1) -> dict[str, float]:
+    """Where numba_cuda/persistent keeps W, in bytes by level; where it does not fit, where a launch a step reads it."""
+    size = float(H * H * _bytes(dtype))
+    try:
+        plan = plan_persistent(device, H, B, dtype)
+    except DoesNotFit:
+        return {"L2 cache" if size < 0.8 * device.l2 else "memory": size}
+    return _split(plan, size)
+
+
+def _split(plan: Any, size: float) -> dict[str, float]:
+    kept = plan.rows / (plan.rows + plan.extra)
+    parts = {"registers": size * kept, "shared memory": size * (1 - kept)}
+    return {level: part for level, part in parts.items() if part}
+
+
+def _bytes(dtype: str) -> int:
+    return 2 if dtype == "bfloat16" else 4
+
+
+# --- one formula a method ----------------------------------------------------------------------------------------
+
+Options = Mapping[str, Any]
+
+
+def _timestep(model: GpuModel, work: Work, options: Options) -> Prediction:
+    """The chain of W h and flags, one thread at a time; what one multiprocessor cannot overlap comes on top."""
+    T, B, H, rates = work.T, work.B, work.H, model.rates
+    threads = min(T, 1024)
+    chain = T * work.layers * (B * H * H * rates.thread + 2 * rates.latency)
+    beside = B * (H * sum(work.inputs()) + H * work.O) * rates.thread
+    busy = T / threads * beside
+    parts = {"chain": chain, "U x and V h": max(beside, busy), "launches": 3 * rates.launch["numba"] + rates.wait}
+    return Prediction(parts, {"L2 cache": 4.0 * H * H})
+
+
+def _launched(model: GpuModel, work: Work, options: Options, library: str, launches: int) -> Prediction:
+    """A step takes as long as its kernels, or as the launches of the next, whichever is longer."""
+    kernel, where = model.per_step(work.H, work.B, options.get("dtype", "float32"))
+    rates, steps = model.rates, work.T * work.layers
+    waits = launches * max(rates.launch[library], rates.graph_node)
+    hidden = max(0.0, launches * rates.graph_node + kernel - waits)  # what of the kernels the launches do not cover
+    return Prediction({**model.around(work, library), "launches of steps": steps * waits, "W h": steps * hidden}, where)
+
+
+def _numba_steps(model: GpuModel, work: Work, options: Options) -> Prediction:
+    return _launched(model, work, options, "numba", 1)
+
+
+def _cupy_steps(model: GpuModel, work: Work, options: Options) -> Prediction:
+    """A product, an addition and tanh: three launches."""
+    return _launched(model, work, options, "cupy", 3)
+
+
+def _fused(model: GpuModel, work: Work, options: Options) -> Prediction:
+    return _launched(model, work, options, "cupy", 1)
+
+
+def _graph(model: GpuModel, work: Work, options: Options) -> Prediction:
+    """The launches were made once, when the graph was captured; from node to node the GPU goes by itself."""
+    kernel, where = model.per_step(work.H, work.B, options.get("dtype", "float32"))
+    rates, steps = model.rates, work.T * work.layers
+    around = model.around(work, "cupy") | {"launches": 3 * rates.launch["cupy"] + rates.wait}
+    return Prediction({**around, "graph nodes": steps * rates.graph_node, "W h": steps * kernel}, where)
+
+
+def _block(model: GpuModel, work: Work, options: Options) -> Prediction:
+    """Sequences dealt out to the blocks; a step is arithmetic and reads from shared memory of one multiprocessor."""
+    plan = plan_block(model.device, work.H, work.B, options.get("dtype", "float32"))
+    rates, clock = model.rates, model.device.clock
+    together = math.ceil(plan.blocks / model.device.multiprocessors)  # that share a multiprocessor
+    a_step = launch.block_cycles(plan) * together / clock + BLOCK_CHAIN / clock
+    turns = work.T * work.layers * math.ceil(work.B / plan.blocks)
+    parts = {"W h": turns * a_step, "meeting": turns * rates.block_barrier}
+    return Prediction({**model.around(work, "numba"), **parts}, _split(plan, _size(work, options)))
+
+
+def _persistent(model: GpuModel, work: Work, options: Options) -> Prediction:
+    """A step is a meeting, h from the L2 cache to every block, the block's share of W h, and sums over its threads."""
+    dtype, barrier = options.get("dtype", "float32"), options.get("barrier", "flags")
+    plan = plan_persistent(model.device, work.H, work.B, dtype, barrier, options.get("teams"))
+    rates, device = model.rates, model.device
+    own, S, each = plan.rows + plan.extra, plan.sequences, device.multiprocessors
+    arithmetic = 2.0 * S * own * plan.Hp / (rates.flops / each) * (2 if dtype == "bfloat16" else 1)
+    staged = 4.0 * S * plan.Hp * (2 + plan.extra * _bytes(dtype) / 4) / (rates.shared / each)
+    sums = S * max(plan.warps, 4) * (own + 3) / 2 / device.clock
+    h = 4.0 * S * work.H * (2 if barrier == "values" else 1)
+    exchange = rates.latency + max(plan.grid * h / rates.l2, h / 64 / device.clock)
+    steps = work.T * work.layers
+    parts = {
+        "meeting": steps * rates.barrier[barrier],
+        "h to every block": steps * exchange,
+        "W h": steps * (max(arithmetic, staged) + sums / 2 + BLOCK_CHAIN / device.clock),
+    }
+    return Prediction({**model.around(work, "numba"), **parts}, _split(plan, _size(work, options)))
+
+
+def _cluster(model: GpuModel, work: Work, options: Options) -> Prediction:
+    """As many blocks as hold W, at most 16; slices of the batch over clusters, as many at a time as have room."""
+    device, rates, dtype = model.device, model.rates, options.get("dtype", "float32")
+    if device.cluster < 2:
+        raise DoesNotFit("cupy_gpu/cluster", "blocks a cluster", 2, device.cluster, f"on {device.name}")
+    size = _size(work, options)
+    room = 0.6 * 4 * device.registers + device.shared_per_block - 32 * launch.KIB  # a block's, for weights
+    needed = math.ceil(size / room)
+    if needed > device.cluster:
+        raise DoesNotFit(f"cupy_gpu/cluster with H = {work.H}, {dtype}", "blocks a cluster", needed, device.cluster,
+                         f"on {device.name}; numba_cuda/persistent spreads W over the device")  # fmt: skip
+    blocks = max(needed, min(device.cluster, 2 ** math.ceil(math.log2(max(1, work.H / 32)))))
+    clusters = max(1, device.multiprocessors // blocks)
+    sequences = min(8, math.ceil(work.B / clusters))
+    in_registers = min(size, blocks * 0.6 * 4 * device.registers)
+    arithmetic = 2.0 * sequences * work.H**2 / (rates.flops * blocks / device.multiprocessors)
+    stored = (size - in_registers) / (rates.shared * blocks / device.multiprocessors)
+    sums = sequences * work.H / blocks * 5 / 4 / device.clock
+    turns = work.T * work.layers * math.ceil(work.B / (clusters * sequences))
+    parts = {
+        "hand-over": turns * rates.cluster,
+        "W h": turns * (max(arithmetic, stored) + sums + BLOCK_CHAIN / device.clock),
+    }
+    where = {"registers": in_registers, "shared memory": size - in_registers}
+    return Prediction({**model.around(work, "cupy"), **parts}, {level: part for level, part in where.items() if part})
+
+
+def _size(work: Work, options: Options) -> float:
+    return float(work.H**2 * _bytes(options.get("dtype", "float32")))
+
+
+FORMULAS: dict[str, Callable[[GpuModel, Work, Options], Prediction]] = {
+    "numba_cuda/timestep": _timestep,
+    "numba_cuda/steps": _numba_steps,
+    "numba_cuda/block": _block,
+    "numba_cuda/persistent": _persistent,
+    "cupy_gpu/steps": _cupy_steps,
+    "cupy_gpu/fused": _fused,
+    "cupy_gpu/graph": _graph,
+    "cupy_gpu/cluster": _cluster,
+}
+AUTO = ("numba_cuda/steps", "numba_cuda/block", "numba_cuda/persistent", "cupy_gpu/graph", "cupy_gpu/cluster")
+
+
+def here() -> GpuModel:
+    """The model of this machine's GPU; measures its peaks if that was never done. RuntimeError where there is none."""
+    from rnnpar import machine
+
+    device = Device.current()
+    return GpuModel(device, rates_of(machine.gpu_peaks(), device))
+
+
+def fastest(model: GpuModel, work: Work, methods: tuple[str, ...], transfers: bool, dtype: str) -> tuple[str, float]:
+    """The method among `methods` that is expected to be fastest, and its seconds; ("", inf) where none can do it."""
+    found = {}
+    for method in methods:
+        try:
+            prediction = model.predict(method, work, transfers, dtype=dtype)
+        except DoesNotFit:
+            continue
+        if prediction is not None:
+            found[method] = prediction.seconds
+    best = min(found, key=found.get, default="")
+    return best, found.get(best, math.inf)
