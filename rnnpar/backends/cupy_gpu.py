@@ -105,7 +105,7 @@ def padded(weights: np.ndarray, rows: int, columns: int) -> np.ndarray:
 
 
 def same_kind_as(x: Array, xp: Any) -> Callable[[Array], Array]:
-    """What turns an array of ours into the kind that the caller came with; nothing is copied between arrays on a GPU."""
+    """What turns an array of ours into the kind that the caller came with; on a GPU nothing is copied for that."""
     if xp is np:
         return lambda array: array
     if isinstance(x, np.ndarray):
@@ -344,7 +344,7 @@ def cluster(net: RNN, dtype: str = "float32", device: int = 0, blocks: int | Non
     """
     check_dtype(dtype)
     on = Device.current(device)
-    if on.capability < (9, 0):
+    if on.capability < cuda_source.CLUSTERS:
         raise cuda_source.CudaUnavailable(
             f"{on.name} has compute capability {on.capability[0]}.{on.capability[1]}; thread-block clusters need 9.0 "
             "(Hopper) or newer: take cupy_gpu/graph, or numba_cuda/persistent"

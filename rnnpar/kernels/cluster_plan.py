@@ -59,10 +59,13 @@ class ClusterPlan:
     def clusters(self, B: int) -> int:
         return -(-B // self.sequences)
 
+    def turns(self, device: Device, B: int) -> int:
+        """How often the device is filled until all clusters have run: the kernels want a multiprocessor a block."""
+        return math.ceil(self.clusters(B) / max(1, device.multiprocessors // self.blocks))
+
     def seconds(self, device: Device, B: int) -> float:
-        """The predicted time of one step of B sequences: clusters that do not fit at once wait for the first."""
-        at_once = max(1, device.multiprocessors // self.blocks)  # compiled for one block a multiprocessor
-        return math.ceil(self.clusters(B) / at_once) * self.cycles / device.clock
+        """The predicted time of one step of B sequences."""
+        return self.turns(device, B) * self.cycles / device.clock
 
 
 def plan(H: int, B: int, dtype: str, device: Device, blocks: int | None = None) -> ClusterPlan:

@@ -16,14 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from rnnpar.kernels.launch import why_no_gpu
+from rnnpar.registry import Unavailable
 
 HERE = Path(__file__).parent
 INSTALL = "cupy-cuda13x[ctk]"  # ctk: NVRTC and cuBLAS come along, so that no CUDA toolkit is needed
+CLUSTERS = (9, 0)  # the compute capability that has them
 NON_PORTABLE_CLUSTER = 14  # CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
 WITHOUT_ASKING = 48 * 1024  # bytes of shared memory that a kernel may have without an attribute
 
 
-class CudaUnavailable(RuntimeError):
+class CudaUnavailable(Unavailable):
     """CuPy, or what it stands on, cannot be used here; the message says why and what would do."""
 
 
@@ -34,6 +36,11 @@ class CompileError(RuntimeError):
 def why_no_cupy(oldest: tuple[int, int] = (7, 0)) -> str:
     """Why a CuPy method cannot run here, with what would do; empty where it can. Does not import CuPy."""
     return why_two_wheels() or why_no_gpu("cupy", INSTALL, oldest)
+
+
+def why_no_clusters() -> str:
+    """The same for kernels that are launched in clusters of blocks."""
+    return why_no_cupy(CLUSTERS)
 
 
 def why_two_wheels() -> str:

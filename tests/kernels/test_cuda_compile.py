@@ -1,4 +1,4 @@
-"""The CUDA C++ kernels as machine code for real cards, compiled here without one: by nvcc and by NVRTC, where they are."""
+"""The CUDA C++ kernels as machine code for real cards, compiled without one: by nvcc and by NVRTC, where they are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The CUDA C++ kernels, run on this CPU with every thread alive, against the oracle; and that the executor would tell."""
+"""The CUDA C++ kernels, run on this CPU with every thread alive; and that the executor tells what is wrong."""
 
 from __future__ import annotations
 

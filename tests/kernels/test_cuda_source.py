@@ -101,7 +101,7 @@ def test_a_cache_folder_that_cannot_be_written(monkeypatch, tmp_path, what):
     file.write_text("")
     folder = file if what == "a file" else file / "cache"
     monkeypatch.setenv("CUPY_CACHE_DIR", str(folder))
-    with pytest.raises(cuda_source.CudaUnavailable, match="cannot be written.*set the variable CUPY_CACHE_DIR"):
+    with pytest.raises(cuda_source.CudaUnavailable, match=r"cannot be written.*set the variable CUPY_CACHE_DIR"):
         cuda_source.open_cupy()
 
 
