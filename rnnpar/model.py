@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from rnnpar import machine
+from rnnpar import machine, registry
 from rnnpar.network import RNN
 
 AUTO = (
@@ -151,7 +151,7 @@ class Model:
 
     def predict(self, method: str, work: Work, threads: int = 1) -> float:
         """Seconds of one call of `method`; NaN for a method that the model knows nothing of."""
-        formula = FORMULAS.get(method)
+        formula = FORMULAS.get(method) or registry.formula(method)
         return self.peaks["call"] + formula(self, work, threads) if formula else math.nan
 
 
