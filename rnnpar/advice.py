@@ -51,7 +51,8 @@ class Advice:
         best = self.seconds[self.method]
         said = f"Predicted: {duration(best)} a call, {duration(best / self.work.T)} a step"
         if self.runner_up:
-            said += f"; of what auto considers, next is {self.runner_up}, {ratio(self.seconds[self.runner_up] / best)} times that"
+            longer = ratio(self.seconds[self.runner_up] / best)
+            said += f"; of what auto considers, next is {self.runner_up}, {longer} times that"
         return f"{said}. {self.reason}"
 
 
@@ -89,7 +90,7 @@ def _reason(costs: Model, work: Work, threads: int, best: str) -> str:
     return {
         "serial/compiled": f"{alone}; {every_step}, and to start the threads {duration(costs.launch(threads))} a call.",
         "threads/rows": f"{alone}; shared by {threads} it takes {duration(shared)}, and {meeting}.",
-        "threads/batch": f"A thread has {each} of the {work.B:,} sequences to itself and waits for nobody; {every_step}.",
+        "threads/batch": f"A thread has {each} of {work.B:,} sequences to itself and never waits; {every_step}.",
         "threads/wavefront": f"Its {2 * work.layers + 1} stages work side by side and meet once a chunk of steps; "
         f"{every_step}.",
     }.get(best, "")

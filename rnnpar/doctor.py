@@ -86,18 +86,19 @@ def blas_core(facts: Facts) -> list[Finding]:
         name = facts.blas.get("internal_api", "no BLAS that threadpoolctl knows")
         return [Finding(about, OK, f"NumPy uses {name}: its core type is its own affair")]
     if asked and kind.lower() != asked.lower():
-        return [Finding(about, WRONG, f"OPENBLAS_CORETYPE={asked}, but NumPy's OpenBLAS runs as {kind}: it does not know "
-                        "that type, or was loaded before the variable was set", "unset OPENBLAS_CORETYPE")]  # fmt: skip
-    if kind.lower() in WIDE and facts.flags and not AVX512 <= facts.flags:
+        return [Finding(about, WRONG, f"OPENBLAS_CORETYPE={asked}, but NumPy's OpenBLAS runs as {kind}: it knows no "
+                        "such type, or was loaded before the variable was set", "unset OPENBLAS_CORETYPE")]  # fmt: skip
+    has_avx512 = facts.flags >= AVX512
+    if kind.lower() in WIDE and facts.flags and not has_avx512:
         return [Finding(about, WRONG, f"NumPy's OpenBLAS runs as {kind}, for AVX-512, which this processor lacks: "
                         "it will end with an illegal instruction", "unset OPENBLAS_CORETYPE")]  # fmt: skip
-    if kind.lower() in NARROW and facts.flags >= AVX512:
+    if kind.lower() in NARROW and has_avx512:
         mend = "export OPENBLAS_CORETYPE=SkylakeX before Python starts (few rows may get slower: compare)"
         if asked:
             mend = f"unset OPENBLAS_CORETYPE, which asks for {asked}; if it still says so then: {mend}"
-        return [Finding(about, WRONG, f"NumPy's OpenBLAS takes this processor for a {kind} and leaves its AVX-512 idle: "
+        return [Finding(about, WRONG, f"NumPy's OpenBLAS takes this processor for a {kind}, without AVX-512: "
                         "serial/naive and serial/hoisted are slower than they need be, and speed-ups over them "
-                        "flattering", mend)]  # fmt: skip
+                        "flatter", mend)]  # fmt: skip
     return [Finding(about, OK, f"NumPy's OpenBLAS runs as {kind}")]
 
 
@@ -122,7 +123,7 @@ def threading_layer(facts: Facts) -> list[Finding]:
         limit = facts.variables.get("OMP_THREAD_LIMIT")
         why = f"OMP_THREAD_LIMIT={limit}" if limit else "OpenMP gives fewer threads than asked for"
         return [Finding(about, WRONG, f"the parts of a parallel region did not meet ({why}): {slower}",
-                        "unset OMP_THREAD_LIMIT OMP_DYNAMIC, and see that no other program fills the cores")]  # fmt: skip
+                        "unset OMP_THREAD_LIMIT OMP_DYNAMIC; see that nothing else fills the cores")]  # fmt: skip
     mend = f"unset NUMBA_THREADING_LAYER (it is {asked!r})" if asked else "install the OpenMP runtime (libgomp)"
     return [Finding(about, WRONG, f"the threading layer is {facts.layer or 'unknown'}, not OpenMP: {slower}", mend)]
 
@@ -164,8 +165,8 @@ def oversubscription(facts: Facts) -> list[Finding]:
         found.append(Finding(about, WRONG, f"NumPy's BLAS has started {pool} threads on {cores} cores",
                              f"export OPENBLAS_NUM_THREADS={cores} OMP_NUM_THREADS={cores}"))  # fmt: skip
     if facts.variables.get("OMP_WAIT_POLICY", "").lower() == "active":
-        found.append(Finding(about, NOTE, "OMP_WAIT_POLICY=active: OpenMP's threads keep their cores between calls, and "
-                             "other pools in the process fight them", "unset OMP_WAIT_POLICY"))  # fmt: skip
+        found.append(Finding(about, NOTE, "OMP_WAIT_POLICY=active: OpenMP's threads keep their cores between calls, "
+                             "and other pools in the process fight them", "unset OMP_WAIT_POLICY"))  # fmt: skip
     return found or [Finding(about, OK, f"no pool is larger than the {cores} cores that may be used")]
 
 
@@ -175,12 +176,13 @@ def quota(facts: Facts) -> list[Finding]:
     if facts.quota is None:
         return [Finding(about, OK, "no control group limits this process' time")]
     if facts.quota < facts.affinity:
-        cpus = f"0-{facts.cores_allowed - 1}" if facts.cores_allowed > 1 else "0"
+        whole = max(1, int(facts.quota))
+        cpus = f"0-{whole - 1}" if whole > 1 else "0"
         found.append(Finding(about, WRONG, f"the control group allows {facts.quota:g} cores' worth of time on "
-                             f"{facts.affinity} processors: libraries that count processors start too many threads, and "
-                             "all of them are stopped together when the time is used up",
-                             f"give the container whole cores of its own (--cpuset-cpus {cpus}), or export "
-                             f"OMP_NUM_THREADS={facts.cores_allowed} OPENBLAS_NUM_THREADS={facts.cores_allowed}"))  # fmt: skip
+                             f"{facts.affinity} processors: libraries that count processors start too many threads, "
+                             "and all of them are stopped together when the time is used up",
+                             f"give the container whole cores of its own (--cpuset-cpus {cpus}), or "
+                             f"export OMP_NUM_THREADS={whole} OPENBLAS_NUM_THREADS={whole}"))  # fmt: skip
     if facts.throttled > THROTTLED:
         found.append(Finding(about, WRONG, f"this control group was stopped in {facts.throttled:.0%} of its periods",
                              "use fewer threads, or raise the quota"))  # fmt: skip
@@ -196,7 +198,7 @@ def power(facts: Facts) -> list[Finding]:
                              "sudo cpupower frequency-set -g performance"))  # fmt: skip
     if facts.boost is False:
         found.append(Finding(about, NOTE, "boost is off: times are steadier, and longer than they need be",
-                             "echo 1 | sudo tee /sys/devices/system/cpu/cpufreq/boost, or the like in the firmware"))  # fmt: skip
+                             "echo 1 | sudo tee /sys/devices/system/cpu/cpufreq/boost, or in the firmware"))  # fmt: skip
     if facts.on_battery:
         found.append(Finding(about, WRONG, "the machine runs on its battery", "plug it in"))
     known = f"the governor is {facts.governor}" if facts.governor else "the system does not tell of a governor"
@@ -278,7 +280,7 @@ def _no_gpu(facts: Facts, about: str) -> list[Finding]:
     useless = sorted(name for name in facts.packages if CUPY.match(name) or name == "numba-cuda")
     if useless:
         return [Finding(about, NOTE, f"{' and '.join(useless)} installed, but there is no NVIDIA GPU here",
-                        "none is needed: methods that need one say so, and other machines' results are drawn")]  # fmt: skip
+                        "none is needed: methods that want one say so")]  # fmt: skip
     return [Finding(about, OK, "no NVIDIA GPU and no package that wants one")]
 
 
@@ -292,7 +294,8 @@ def _wanted_cuda(installed: Mapping[str, str]) -> dict[str, int]:
 
 
 CHECKS: tuple[Callable[[Facts], list[Finding]], ...] = (
-    blas_core, blas_cache, threading_layer, numba_variables, oversubscription, quota, power, others, smt, huge_pages, gpu,
+    blas_core, blas_cache, threading_layer, numba_variables, oversubscription, quota, power, others, smt, huge_pages,
+    gpu,
 )  # fmt: skip
 
 

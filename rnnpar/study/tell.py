@@ -1246,9 +1246,7 @@ def advice(H: int, T: int, B: int, I: int, O: int, layers: int = 1, name: str = 
     try:
         check_sizes(work)
         if costs is None:
-            return Markdown(
-                f"No advice: the peaks of {where} are not measured yet; `rnnpar.prepare(net)` measures them."
-            )
+            return Markdown(f"No advice: the peaks of {where} are not measured; `rnnpar.prepare(net)` measures them.")
         threads = threads or max(int(n) for n in costs.peaks["launch"])
         advised = advise(costs, work, threads, where)
     except ValueError as error:
