@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
-from rnnpar import registry
+from rnnpar import machine, registry
 from rnnpar.model import AUTO, Model, Work
 from rnnpar.words import duration, percent, ratio
 
@@ -56,16 +57,16 @@ class Advice:
         return f"{said}. {self.reason}"
 
 
-def advise(costs: Model, work: Work, threads: int, machine: str) -> Advice:
-    """What the model of a machine with these `costs` would take. ValueError for sizes or threads that cannot be."""
+def advise(costs: Model, work: Work, threads: int, where: str) -> Advice:
+    """What the model of the machine `where`, with these `costs`, would take. ValueError for impossible sizes or threads."""
     check_sizes(work)
     most = max(int(count) for count in costs.peaks["launch"])
     if not isinstance(threads, int) or not 1 <= threads <= most:
-        raise ValueError(f"threads is {threads!r}; the peaks of {machine} tell of 1 to {most} threads.")
+        raise ValueError(f"threads is {threads!r}; the peaks of {where} tell of 1 to {most} threads.")
     seconds = {method.name: costs.predict(method.name, work, threads) for method in registry.methods()}
     seconds = {method: value for method, value in sorted(seconds.items(), key=lambda item: item[1]) if value > 0}
     best, *others = [method for method in seconds if method in (AUTO if threads > 1 else AUTO[:1])]
-    return Advice(machine, threads, work, seconds, best, (others or [""])[0], _reason(costs, work, threads, best))
+    return Advice(where, threads, work, seconds, best, (others or [""])[0], _reason(costs, work, threads, best))
 
 
 def check_sizes(work: Work) -> None:
@@ -74,6 +75,16 @@ def check_sizes(work: Work) -> None:
     wrong = [f"{key} is {value!r}" for key, value in sizes.items() if not isinstance(value, int) or value < 1]
     if wrong:
         raise ValueError(f"{', '.join(wrong)}: sizes are whole numbers of at least 1.")
+
+
+def cautions(peaks: dict[str, Any]) -> list[str]:
+    """A sentence about peaks that cannot be true of a quiet machine; nothing where there is nothing to say."""
+    if not peaks or not machine.disturbed(peaks):
+        return []
+    return [
+        "The peaks were measured while other programs kept the cores busy, so what is predicted for threads means "
+        "little: `python -m rnnpar.machine --peaks` measures them at a quieter time."
+    ]
 
 
 def _reason(costs: Model, work: Work, threads: int, best: str) -> str:

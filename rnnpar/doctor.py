@@ -198,7 +198,7 @@ def power(facts: Facts) -> list[Finding]:
                              "sudo cpupower frequency-set -g performance"))  # fmt: skip
     if facts.boost is False:
         found.append(Finding(about, NOTE, "boost is off: times are steadier, and longer than they need be",
-                             "echo 1 | sudo tee /sys/devices/system/cpu/cpufreq/boost, or in the firmware"))  # fmt: skip
+                             "echo 1 | sudo tee /sys/devices/system/cpu/cpufreq/boost"))  # fmt: skip
     if facts.on_battery:
         found.append(Finding(about, WRONG, "the machine runs on its battery", "plug it in"))
     known = f"the governor is {facts.governor}" if facts.governor else "the system does not tell of a governor"
@@ -237,7 +237,7 @@ def huge_pages(facts: Facts) -> list[Finding]:
         mend = "unset NUMPY_MADVISE_HUGEPAGE"
         if facts.huge_pages == "never":
             mend = "echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled"
-        return [Finding(about, NOTE, "large arrays get small pages, which costs time where W has many megabytes", mend)]
+        return [Finding(about, NOTE, "large arrays get small pages: some percent where W has many megabytes", mend)]
     said = f"the kernel gives them: {facts.huge_pages}" if facts.huge_pages else "the system does not tell"
     return [Finding(about, OK, said)]
 

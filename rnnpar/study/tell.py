@@ -20,7 +20,7 @@ from IPython.display import Markdown, display
 
 import rnnpar
 from rnnpar import machine, model, registry
-from rnnpar.advice import advise, check_sizes
+from rnnpar.advice import advise, cautions, check_sizes
 from rnnpar.kernels.tile import WIDTH
 from rnnpar.network import RNN
 from rnnpar.reference import reference, relative_error
@@ -74,16 +74,6 @@ def caches(name: str = "") -> dict[str, int]:
         return store.load_machine(name or machine.name()).get("caches", {})
     except store.ResultsError:
         return machine.caches() if name in ("", machine.name()) else {}
-
-
-def _warning(found: dict[str, Any]) -> list[str]:
-    """A sentence about peaks that cannot be true of a quiet machine; nothing where there is nothing to say."""
-    if not found or not machine.disturbed(found):
-        return []
-    return [
-        "The peaks were measured while other programs kept the cores busy, so what is predicted for threads means "
-        "little: `python -m rnnpar.machine --peaks` measures them at a quieter time."
-    ]
 
 
 def family(backend: str) -> list[str]:
@@ -786,7 +776,7 @@ def meetings(frame: pd.DataFrame, name: str) -> Markdown:
         f"On {name}, with {most} threads, a barrier of flags costs {plots.duration(flags[most])}"
         f"{', ' if others else ''}{', '.join(others)}{beside}",
         *fared,
-        *_warning(peaks(name)),
+        *cautions(peaks(name)),
     )
 
 
@@ -1064,7 +1054,7 @@ def model_error(table: pd.DataFrame, name: str = "") -> Markdown:
     medians = {method: float(away[table["method"] == method].median()) for method in plots.in_order(table["method"])}
     outcomes = {f"{method} ({plots.percent(error)})": error <= 0.25 for method, error in medians.items()}
     fared = _fared("for each method, half of the predictions are within 25% of the measurement", outcomes)
-    rest = [fared, *(_warning(peaks(name)) if name else [])]
+    rest = [fared, *(cautions(peaks(name)) if name else [])]
     if len(table) < 2:
         return say(NOT_MEASURED, *rest)
     best, worst = min(medians, key=medians.__getitem__), max(medians, key=medians.__getitem__)
@@ -1255,4 +1245,4 @@ def advice(H: int, T: int, B: int, I: int, O: int, layers: int = 1, name: str = 
     lines = [(f"`{method}`", plots.duration(value), plots.short(1e6 * value / T), f"{plots.ratio(value / best)}×")
              for method, value in advised.seconds.items()]  # fmt: skip
     table = _table(("method", "predicted time of a call", "µs a step", "over the advice"), lines).data
-    return Markdown("\n\n".join([f"**{advised.sentence}**", advised.details, table, *_warning(costs.peaks)]))
+    return Markdown("\n\n".join([f"**{advised.sentence}**", advised.details, table, *cautions(costs.peaks)]))
