@@ -58,7 +58,7 @@ class Advice:
 
 
 def advise(costs: Model, work: Work, threads: int, where: str) -> Advice:
-    """What the model of the machine `where`, with these `costs`, would take. ValueError for impossible sizes or threads."""
+    """What the model of the machine `where` would take. ValueError for sizes or threads that cannot be."""
     check_sizes(work)
     most = max(int(count) for count in costs.peaks["launch"])
     if not isinstance(threads, int) or not 1 <= threads <= most:

@@ -61,7 +61,8 @@ def compare(method: str, work: model.Work, threads: int | None = None, baseline:
     """
     cores = threads or machine.cores_allowed()
     point = measure.Point("random", work.H, work.I, work.O, work.T, work.B, work.layers)
-    if method == "auto":
+    asked = method
+    if asked == "auto":
         method = model.fastest(measure.build(point)[0], work.T, work.B, cores)
     baseline = baseline or next(name for name in BASELINES if name != method)
     if method == baseline:
@@ -71,7 +72,7 @@ def compare(method: str, work: model.Work, threads: int | None = None, baseline:
         if not row.available:
             raise NoTime(f"{row.name} cannot run here: {row.why_not}")
     takes = {name: "threads" in row.options() for name, row in rows.items()}
-    if threads and not takes[method]:
+    if threads and asked != "auto" and not takes[method]:
         raise ValueError(f"{method} takes no threads; leave --threads out")
     cases = [(name, {"threads": cores} if takes[name] else {}) for name in rows]
     found: dict[str, list[store.Row]] = {name: [] for name in rows}

@@ -475,7 +475,7 @@ def _lines(
     ax.set_ylim(low, high)
     ends = [_curve(ax, method, lines[method], [x for name, x in found if name == method]) for method in in_order(lines)]
     for name, pairs in dashed.items():
-        colour = LOOKS[name].colour if name in LOOKS else QUIET
+        colour = look(name).colour if "/" in name else QUIET  # a method's name, or what a bound is called
         ax.plot(*zip(*pairs, strict=True), color=colour, ls=(0, (4, 2)), lw=1.3, zorder=2)
         if name not in lines:
             ends.append((*pairs[-1], name, colour))
