@@ -151,7 +151,7 @@ class Model:
 
     def predict(self, method: str, work: Work, threads: int = 1) -> float:
         """Seconds of one call of `method`; NaN for a method that the model knows nothing of."""
-        formula = FORMULAS.get(method)
+        formula = FORMULAS.get(method) or registry.formula(method)
         return self.peaks["call"] + formula(self, work, threads) if formula else math.nan
 
 

@@ -2,7 +2,8 @@
 
 A method is `backend/strategy`: the function `strategy` in `rnnpar/backends/<backend>.py`. That function takes the
 network and its own options, does everything that is done once (packing, compiling, starting processes) and returns
-the forward pass, `forward(x, h0) -> (y, h)`. To add a method: write the function, add its row here.
+the forward pass, `forward(x, h0) -> (y, h)`. To add a method: write the function, add its row here. To try one
+without touching the package, in a notebook for instance: `register` it, for as long as the process lives.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -31,7 +33,9 @@ class Method:
     """One row of the table. `requires` are (module to import, what to install) pairs; all else is prose.
 
     `probe` is "module:function" of this package: asked where all that is installed, it says why the method cannot run
-    here all the same, with what would do, or nothing where it can.
+    here all the same, with what would do, or nothing where it can. A method that `register` added carries its
+    `function`, the hash of that one's `source`, and where it was given what it `predicts`: the formula
+    (model, work, threads) -> seconds.
     """
 
     name: str
@@ -39,6 +43,9 @@ class Method:
     synchronises: str
     requires: tuple[tuple[str, str], ...] = ()
     probe: str = ""
+    function: Callable[..., Any] | None = None
+    source: str = ""
+    predicts: Callable[..., float] | None = None
 
     @property
     def backend(self) -> str:
@@ -69,6 +76,8 @@ class Method:
         """The strategy's function. Raises Unavailable where the method cannot run."""
         if self.why_not:
             raise Unavailable(f"{self.name} cannot run here: {self.why_not}")
+        if self.function:
+            return self.function
         return getattr(importlib.import_module(f"rnnpar.backends.{self.backend}"), self.strategy)
 
     def options(self) -> dict[str, Any]:
@@ -78,6 +87,8 @@ class Method:
 
     def source_hash(self) -> str:
         """A short hash of the code that runs: the backend's file, and the kernels' that it imports, directly or not."""
+        if self.function:
+            return self.source
         files = source_files(PACKAGE / "backends" / f"{self.backend}.py")
         return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:10]
 
@@ -172,17 +183,86 @@ TABLE = Methods((
 ))  # fmt: skip
 
 
+_own: dict[str, Method] = {}  # what `register` added to the table, in this process
+
+
 def methods() -> Methods:
     """Every method: `name`, `parallelises`, `synchronises`, `available` and, where it is not, `why_not`."""
-    return TABLE
+    return Methods((*TABLE, *_own.values()))
 
 
 def find(name: str) -> Method:
     """The method of that name. ValueError lists the names there are."""
-    for method in TABLE:
+    for method in methods():
         if method.name == name:
             return method
-    raise ValueError(f"unknown method {name!r}; the methods are: auto, {', '.join(method.name for method in TABLE)}")
+    raise ValueError(f"unknown method {name!r}; the methods are: auto, {', '.join(row.name for row in methods())}")
+
+
+def register(
+    name: str,
+    function: Callable[..., Any],
+    parallelises: str = "not said",
+    synchronises: str = "not said",
+    predicts: Callable[..., float] | None = None,
+) -> Method:
+    """Add a method of your own to the table, for this process, and return its row; `unregister` takes it out again.
+
+    `name` is "backend/strategy", with a backend of your own: what the package brings is never replaced, but
+    registering a name of yours again is, so that a notebook's cell can be run again. `function(net, **options)`
+    returns `forward(x, h0) -> (y, h)`, as every method's does; x (T,B,I), h0 and h (L,B,H), y (T,B,O), float32.
+    `predicts(model, work, threads)`, if you have a formula, gives the seconds of a call. Processes that are started
+    by others, such as papermill's kernels, do not know the method. TypeError or ValueError for what cannot be one.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z]\w*/[a-z]\w*", name, re.ASCII):
+        raise ValueError(f"name is {name!r}; it must be 'backend/strategy' in small letters, such as 'mine/first'")
+    taken = {method.backend for method in TABLE}
+    if name.split("/")[0] in taken:
+        raise ValueError(
+            f"name is {name!r}; the backends {', '.join(sorted(taken))} are the package's own: take another"
+        )
+    for what, value in (("function", function), ("predicts", predicts)):
+        if not callable(value) and not (what == "predicts" and value is None):
+            raise TypeError(f"{what} is a {type(value).__name__}; it must be a function")
+    _check_signature(name, function)
+    row = Method(name, parallelises, synchronises, function=function, source=_source_of(function), predicts=predicts)
+    _own[name] = row
+    return row
+
+
+def unregister(name: str) -> None:
+    """Take a method that `register` added out of the table. ValueError for any other; runners of it go on working."""
+    if name not in _own:
+        raise ValueError(f"{name!r} was not registered; what was: {', '.join(_own) or 'nothing'}")
+    del _own[name]
+
+
+def formula(name: str) -> Callable[..., float] | None:
+    """The formula of a method that was registered with one."""
+    return _own[name].predicts if name in _own else None
+
+
+def _check_signature(name: str, function: Callable[..., Any]) -> None:
+    """TypeError unless the function takes a network and then named options, as `prepare` passes them."""
+    first, *options = list(inspect.signature(function).parameters.values()) or [None]
+    if first is None or first.kind not in (first.POSITIONAL_ONLY, first.POSITIONAL_OR_KEYWORD):
+        raise TypeError(f"the function of {name} must take the network as its first parameter")
+    for option in options:
+        if option.kind not in (option.POSITIONAL_OR_KEYWORD, option.KEYWORD_ONLY):
+            raise TypeError(f"the function of {name} has the parameter {option}; options have a name each")
+
+
+def _source_of(function: Callable[..., Any]) -> str:
+    """A short hash of a function's text; of all of its file, if that is a module, since it may use the rest of it."""
+    try:
+        module = inspect.getmodule(function)
+        whole = module is not None and module.__name__ != "__main__" and getattr(module, "__file__", None)
+        text = inspect.getsource(module if whole else function)
+    except (OSError, TypeError):
+        raise ValueError(
+            f"the source of {function!r} cannot be read, and results carry its hash: define it in a file or a notebook"
+        ) from None
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 @cache

@@ -295,7 +295,12 @@ def _turn() -> int | None:
 @cache
 def source(method: str) -> str:
     """The hash of a method's source at its first use in this process: what is edited later is not what runs here."""
-    return registry.find(method).source_hash()
+    return _source(registry.find(method))
+
+
+@cache
+def _source(method: registry.Method) -> str:
+    return method.source_hash()
 
 
 @cache

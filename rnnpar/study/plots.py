@@ -30,6 +30,7 @@ from PIL import Image
 
 from rnnpar import registry
 from rnnpar.study.measure import BOUND
+from rnnpar.words import duration, percent, plain, ratio, short
 
 # --- style -----------------------------------------------------------------------------------------------------------
 
@@ -336,18 +337,6 @@ def _corner(frame: pd.DataFrame, rows: pd.DataFrame) -> str:
 COMPUTED = "computed from the sizes: the same on every machine"
 
 
-def plain(value: float) -> str:
-    """A number as people write it: 0.5, 1, 2,048; never 1e-1."""
-    if abs(value) >= 1:
-        return f"{value:,.10g}"
-    return np.format_float_positional(value, trim="-")
-
-
-def short(value: float) -> str:
-    """A number to two figures, as people write it."""
-    return plain(float(f"{value:.2g}"))
-
-
 def _log_ticks(low: float, high: float) -> list[float]:
     """Powers of two where few are enough, else powers of ten, or 1, 2, 5 and so on between them."""
     if high / low <= 2**7.2:
@@ -505,7 +494,7 @@ def draw_lines(
     ax.set_ylim(low, high)
     ends = [_curve(ax, method, lines[method], [x for name, x in found if name == method]) for method in in_order(lines)]
     for name, pairs in dashed.items():
-        colour = LOOKS[name].colour if name in LOOKS else QUIET
+        colour = look(name).colour if "/" in name else QUIET  # a method's name, or what a bound is called
         ax.plot(*zip(*pairs, strict=True), color=colour, ls=(0, (4, 2)), lw=1.3, zorder=2)
         if name not in lines:
             ends.append((*pairs[-1], name, colour))
@@ -624,11 +613,6 @@ def arithmetic(shapes: Mapping[str, Shape], marked: Sequence[str] = ()) -> Figur
     bars.spines[["left", "bottom"]].set_visible(False)
     _share_lines(lines, {name: shapes[name] for name in marked if name in shapes})
     return figure
-
-
-def percent(share: float) -> str:
-    """A share that does not round to nothing."""
-    return f"{100 * share:.0f}%" if share > 0.095 else f"{100 * share:.1f}%" if share > 0.001 else f"{100 * share:.2g}%"
 
 
 def _share_lines(ax: Axes, marked: Mapping[str, Shape]) -> None:
@@ -782,11 +766,6 @@ def origin(frame: pd.DataFrame, over: str = "serial/naive") -> Figure:
                 ax.plot(1, row, mfc="white", mec=colour, marker=marker, ms=7)
                 _value(ax, 1.0, row, why if key in missing or key not in times else f"{over} not measured", QUIET)
     return figure
-
-
-def ratio(value: float) -> str:
-    """A ratio with as many figures as say something: 0.071, 0.30, 1.04, 2.3, 17."""
-    return f"{value:.2g}" if value < 0.0995 else f"{value:.2f}" if value < 1.995 else f"{value:.{int(value < 9.95)}f}"
 
 
 def _value(ax: Axes, x: float, row: float, text: str, colour: str) -> None:
@@ -1087,15 +1066,6 @@ def meetings(
     ax.set_yticks(range(len(rows)), [f"{kind}, {n} threads" for kind, n in rows], size=9)
     ax.tick_params(axis="y", length=0)
     return figure
-
-
-def duration(seconds: float) -> str:
-    """Seconds to two figures in the unit that people would take: 260 ns, 2.6 µs, 8 ms."""
-    value = float(f"{seconds:.2g}")
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
-        if value >= size * 0.999:
-            return f"{float(f'{value / size:.2g}'):,.10g} {unit}"
-    return f"{float(f'{1e9 * value:.2g}'):,.10g} ns"
 
 
 @styled

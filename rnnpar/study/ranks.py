@@ -496,7 +496,7 @@ def messages_verdict(name: str) -> Markdown:
         "the window is the cheapest way to exchange a state of 1,024 floats",
     ]
     if not found:
-        return no_verdict(*(tell._fared(text, {}) for text in fared))
+        return no_verdict(*(tell.outcome(text, {}) for text in fared))
     wire = link(found)
     costs = {kind: dict(map(tuple, points))[1024] for kind, points in found["exchange"]["2"].items()}
     least = min(costs, key=costs.__getitem__)
@@ -509,7 +509,7 @@ def messages_verdict(name: str) -> Markdown:
         f"{plots.plain(round(1e-9 / wire.beta, 1))} GB/s beyond, so no more than {1 / wire.alpha / 1e6:.2g} million "
         f"messages pass in a second; an exchange of 1,024 floats takes "
         + ", ".join(f"{plots.duration(seconds)} by {kind}" for kind, seconds in costs.items()),
-        *(tell._fared(text, outcome) for text, outcome in zip(fared, outcomes, strict=True)),
+        *(tell.outcome(text, outcome) for text, outcome in zip(fared, outcomes, strict=True)),
     )
 
 
@@ -554,7 +554,7 @@ def model_verdict(table: pd.DataFrame) -> Markdown:
     two = table[table["threads"] == 2]
     text = "every time on two ranks is predicted within 30%"
     if two.empty:
-        return no_verdict(tell._fared(text, {}))
+        return no_verdict(tell.outcome(text, {}))
     off = two["predicted"] / two["measured"]
     outcomes = {
         f"{row.method} at {tell.label(row._asdict())} ({plots.ratio(ratio)}×)": abs(ratio - 1) <= 0.3
@@ -566,7 +566,7 @@ def model_verdict(table: pd.DataFrame) -> Markdown:
     return tell.say(
         f"On {two['machine'].iloc[0]}, the model is off by {plots.percent((off - 1).abs().median())} in the median "
         f"over {len(two)} points on two ranks, {sum(outcomes.values())} of them within 30%{turns}",
-        tell._fared(text, outcomes),
+        tell.outcome(text, outcomes),
     )
 
 
@@ -589,7 +589,7 @@ def crossing_verdict(table: pd.DataFrame) -> Markdown:
     """From where on another strategy is ahead of rows, on two ranks, and whether the model says the same."""
     text = "the model names the faster of the two wherever one is 1.25 times as fast as the other"
     if table.empty:
-        return no_verdict(tell._fared(text, {}))
+        return no_verdict(tell.outcome(text, {}))
     _, _, measured, predicted = table.columns
     clear = table[np.abs(np.log(table[measured])) > np.log(1.25)]
     outcomes = {
@@ -604,7 +604,7 @@ def crossing_verdict(table: pd.DataFrame) -> Markdown:
             first = next((i for i in range(len(values)) if all(value > 1 for value in values[i:])), None)
             said.append("nowhere for good" if first is None else f"from {group['at'].iloc[first]} on")
         parts.append(f"{strategy} is ahead of mpi/rows {said[0]} (the model says {said[1]})")
-    return tell.say(f"On two ranks {'; '.join(parts)}", tell._fared(text, outcomes))
+    return tell.say(f"On two ranks {'; '.join(parts)}", tell.outcome(text, outcomes))
 
 
 def networks_table() -> Markdown:
@@ -647,7 +647,7 @@ def simulation_verdict(table: pd.DataFrame) -> Markdown:
     """How near the simulation comes to what was measured."""
     text = "the simulation is within 30% of every measured time on 2 ranks, and within a factor of 2 on 4"
     if table.empty:
-        return no_verdict(tell._fared(text, {}))
+        return no_verdict(tell.outcome(text, {}))
     ratios = table["simulated / measured"]
     bounds = np.where(table["ranks"] == 2, 1.3, 2.0)
     outcomes = {
@@ -656,7 +656,7 @@ def simulation_verdict(table: pd.DataFrame) -> Markdown:
     }
     medians = [f"{plots.ratio(group.median())} times what was measured on {ranks}"
                for ranks, group in ratios.groupby(table["ranks"])]  # fmt: skip
-    return tell.say(f"The simulation says, in the median, {' and '.join(medians)} ranks", tell._fared(text, outcomes))
+    return tell.say(f"The simulation says, in the median, {' and '.join(medians)} ranks", tell.outcome(text, outcomes))
 
 
 def scale_verdict(name: str) -> Markdown:
@@ -668,7 +668,7 @@ def scale_verdict(name: str) -> Markdown:
         "with H = 16,384 InfiniBand brings at least 32 times one rank",
     ]
     if not found:
-        return no_verdict(*(tell._fared(text, {}) for text in texts))
+        return no_verdict(*(tell.outcome(text, {}) for text in texts))
     best = {key: max(lines["simulated"].items(), key=lambda item: item[1]) for key, lines in found.items()}
     tcp, fast = list(simulate.NETWORKS)[-1], list(simulate.NETWORKS)[1]
     outcomes = [
@@ -684,7 +684,7 @@ def scale_verdict(name: str) -> Markdown:
     return tell.say(
         f"Computed from the core of {name}: one sequence at H = {SCALED[0]:,} gains at most, over one rank, "
         f"{', '.join(parts)}",
-        *(tell._fared(text, outcome) for text, outcome in zip(texts, outcomes, strict=True)),
+        *(tell.outcome(text, outcome) for text, outcome in zip(texts, outcomes, strict=True)),
     )
 
 
@@ -696,7 +696,7 @@ def ways_verdict(name: str) -> Markdown:
         f"the pipeline ends at {2 * THROUGHPUT.layers + 1} ranks, one a stage",
     ]
     if not lines:
-        return no_verdict(*(tell._fared(text, {}) for text in texts))
+        return no_verdict(*(tell.outcome(text, {}) for text in texts))
     leader = {n: max(lines, key=lambda method: lines[method][n]) for n in POWERS[1:]}
     best = {method: max(points.items(), key=lambda item: item[1]) for method, points in lines.items()}
     outcomes = [
@@ -707,7 +707,7 @@ def ways_verdict(name: str) -> Markdown:
     return tell.say(
         f"Computed from the core of {name}: with {THROUGHPUT.B} sequences and {THROUGHPUT.layers} layers the three "
         f"reach, over one rank, {', '.join(parts)}",
-        *(tell._fared(text, outcome) for text, outcome in zip(texts, outcomes, strict=True)),
+        *(tell.outcome(text, outcome) for text, outcome in zip(texts, outcomes, strict=True)),
     )
 
 

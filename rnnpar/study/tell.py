@@ -20,6 +20,7 @@ from IPython.display import Markdown, display
 
 import rnnpar
 from rnnpar import machine, model, registry
+from rnnpar.advice import advise, cautions, check_sizes
 from rnnpar.kernels.tile import WIDTH
 from rnnpar.network import RNN
 from rnnpar.reference import reference, relative_error
@@ -73,16 +74,6 @@ def caches(name: str = "") -> dict[str, int]:
         return store.load_machine(name or machine.name()).get("caches", {})
     except store.ResultsError:
         return machine.caches() if name in ("", machine.name()) else {}
-
-
-def _warning(found: dict[str, Any]) -> list[str]:
-    """A sentence about peaks that cannot be true of a quiet machine; nothing where there is nothing to say."""
-    if not found or not machine.disturbed(found):
-        return []
-    return [
-        "The peaks were measured while other programs kept the cores busy, so what is predicted for threads means "
-        "little: `python -m rnnpar.machine --peaks` measures them at a quieter time."
-    ]
 
 
 def family(backend: str) -> list[str]:
@@ -796,7 +787,7 @@ def meetings(frame: pd.DataFrame, name: str) -> Markdown:
         f"On {name}, with {most} threads, a barrier of flags costs {plots.duration(flags[most])}"
         f"{', ' if others else ''}{', '.join(others)}{beside}",
         *fared,
-        *_warning(peaks(name)),
+        *cautions(peaks(name)),
     )
 
 
@@ -1074,7 +1065,7 @@ def model_error(table: pd.DataFrame, name: str = "") -> Markdown:
     medians = {method: float(away[table["method"] == method].median()) for method in plots.in_order(table["method"])}
     outcomes = {f"{method} ({plots.percent(error)})": error <= 0.25 for method, error in medians.items()}
     fared = outcome("for each method, half of the predictions are within 25% of the measurement", outcomes)
-    rest = [fared, *(_warning(peaks(name)) if name else [])]
+    rest = [fared, *(cautions(peaks(name)) if name else [])]
     if len(table) < 2:
         return say(NOT_MEASURED, *rest)
     best, worst = min(medians, key=medians.__getitem__), max(medians, key=medians.__getitem__)
@@ -1251,26 +1242,18 @@ def behind(table: pd.DataFrame, reasons: Mapping[str, str] | None = None) -> Mar
 
 
 def advice(H: int, T: int, B: int, I: int, O: int, layers: int = 1, name: str = "", threads: int = 0) -> Markdown:
-    """The predicted time of each method at given sizes on a machine, and what to take."""
-    sizes = dict(H=H, T=T, B=B, I=I, O=O, layers=layers)
-    wrong = [f"{key} is {value!r}" for key, value in sizes.items() if not isinstance(value, int) or value < 1]
-    if wrong:
-        return Markdown(f"{', '.join(wrong)}: sizes are whole numbers of at least 1.")
-    costs, where = cost_model(name), name or machine.name()
-    if costs is None:
-        return Markdown(f"No advice: the peaks of {where} have not been measured; `rnnpar.prepare(net)` measures them.")
-    threads = threads or max(int(n) for n in costs.peaks["launch"])
-    work = model.Work(T=T, B=B, I=I, H=H, O=O, layers=layers)
-    seconds = {method.name: costs.predict(method.name, work, threads) for method in registry.methods()}
-    seconds = {method: value for method, value in sorted(seconds.items(), key=lambda item: item[1]) if value > 0}
-    able = [method for method in seconds if method in (model.AUTO if threads > 1 else model.AUTO[:1])]
-    best, *others = able
-    lines = [(f"`{method}`", plots.duration(value), plots.short(1e6 * value / T),
-              f"{plots.ratio(value / seconds[best])}×")
-             for method, value in seconds.items()]  # fmt: skip
-    option = f", threads={threads}" if best.startswith("threads/") else ""
-    gap = seconds[others[0]] / seconds[best] if others else np.inf
-    close = f" {others[0]} is predicted within {plots.percent(gap - 1)}: try both." if gap < 1.1 else ""
+    """The predicted time of each method at given sizes on a machine, what to take, and why."""
+    costs, where, work = cost_model(name), name or machine.name(), model.Work(T=T, B=B, I=I, H=H, O=O, layers=layers)
+    try:
+        check_sizes(work)
+        if costs is None:
+            return Markdown(f"No advice: the peaks of {where} are not measured; `rnnpar.prepare(net)` measures them.")
+        threads = threads or max(int(n) for n in costs.peaks["launch"])
+        advised = advise(costs, work, threads, where)
+    except ValueError as error:
+        return Markdown(str(error))
+    best = advised.seconds[advised.method]
+    lines = [(f"`{method}`", plots.duration(value), plots.short(1e6 * value / T), f"{plots.ratio(value / best)}×")
+             for method, value in advised.seconds.items()]  # fmt: skip
     table = _table(("method", "predicted time of a call", "µs a step", "over the advice"), lines).data
-    text = f'On {where}, with {threads} threads: take `rnnpar.prepare(net, "{best}"{option})`.{close}'
-    return Markdown("\n\n".join([f"**{text}**", table, *_warning(costs.peaks)]))
+    return Markdown("\n\n".join([f"**{advised.sentence}**", advised.details, table, *cautions(costs.peaks)]))

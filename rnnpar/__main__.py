@@ -1,0 +1,153 @@
+"""The command line: `python -m rnnpar methods | advise | time | sweep | doctor`.
+
+Each command imports what it needs when it runs. An error is one line on stderr and the exit status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from typing import TYPE_CHECKING, NoReturn
+
+from rnnpar import Unavailable
+
+if TYPE_CHECKING:
+    from rnnpar.model import Work
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (`{self.prog} --help` explains)\n")
+
+
+def parser() -> Parser:
+    """The commands and their options."""
+    top = Parser(prog="python -m rnnpar", description="How far can the forward pass of a recurrent network be "
+                 "parallelised? Ask this machine.")  # fmt: skip
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+    commands.add_parser("methods", help="every method: what runs here, and why not the rest")
+    advise = commands.add_parser("advise", help="which method to take at given sizes, predicted: nothing is run")
+    time = commands.add_parser("time", help="time a method here and now, against a named baseline and the oracle")
+    time.add_argument("method", metavar="METHOD", help="a name that `methods` lists, or auto")
+    for command in (advise, time):
+        for name, what in (("H", "hidden size"), ("T", "time steps"), ("B", "sequences side by side")):
+            command.add_argument(name, type=int, help=what)
+        command.add_argument("--input", type=int, metavar="I", help="input size (default: H)")
+        command.add_argument("--output", type=int, metavar="O", help="output size (default: H)")
+        command.add_argument("--layers", type=int, default=1, metavar="L", help="stacked layers (default: 1)")
+        command.add_argument("--threads", type=int, metavar="N", help="threads (default: the cores allowed)")
+    time.add_argument("--baseline", default="", metavar="METHOD",
+                      help="what to compare with (default: serial/compiled; for that one, serial/naive)")  # fmt: skip
+    commands.add_parser("sweep", add_help=False, help="measure this machine; its options: `sweep --help`")
+    commands.add_parser("doctor", help="what is wrong with this machine's set-up, and its mend; exit status 1 if any")
+    return top
+
+
+def methods(options: argparse.Namespace) -> int:
+    """List the methods."""
+    from rnnpar import registry
+
+    rows = registry.methods()
+    wide = max(len(row.name) for row in rows)
+    for row in rows:
+        print(
+            f"{row.name:{wide}}  {'yes' if row.available else 'no ':3}  {row.parallelises}; waits: {row.synchronises}"
+        )
+        if not row.available:
+            print(f"{'':{wide}}       {row.why_not}")
+    print(f"{sum(row.available for row in rows)} of {len(rows)} methods run here.")
+    return 0
+
+
+def advise(options: argparse.Namespace) -> int:
+    """What the model would take."""
+    from rnnpar import advice, machine, model
+    from rnnpar.words import duration, ratio
+
+    work = _work(options)
+    threads = machine.cores_allowed() if options.threads is None else options.threads
+    costs = model.here()
+    advised = advice.advise(costs, work, threads, machine.name())
+    print(f"{advised.sentence}\n{advised.details}\n")
+    wide = max(map(len, advised.seconds))
+    for name, seconds in advised.seconds.items():
+        over = ratio(seconds / advised.seconds[advised.method])
+        print(f"{name:{wide}}  {duration(seconds):>8} a call  {duration(seconds / work.T):>8} a step  {over:>5}×")
+    for caution in advice.cautions(costs.peaks):
+        print(f"\n{caution}")
+    return 0
+
+
+def time(options: argparse.Namespace) -> int:
+    """Time a method against a baseline."""
+    work = _work(options)
+    if options.threads is not None and options.threads < 1:
+        raise ValueError(f"threads is {options.threads}; it must be at least 1")
+    from rnnpar.study import compare
+
+    try:
+        print(compare.compare(options.method, work, options.threads, options.baseline).report())
+    except compare.NoTime as error:
+        return _complain(error)
+    return 0
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """Examine this machine."""
+    from rnnpar import doctor
+
+    findings = doctor.examine(doctor.read())
+    print(doctor.report(findings))
+    return int(any(finding.level == doctor.WRONG for finding in findings))
+
+
+COMMANDS = {"methods": methods, "advise": advise, "time": time, "doctor": doctor}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        if arguments[:1] == ["sweep"]:
+            from rnnpar.study import sweep
+
+            return sweep.main(arguments[1:])
+        options = parser().parse_args(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+            return COMMANDS[options.command](options)
+    except KeyboardInterrupt:
+        return _complain("interrupted", 130)
+    except BrokenPipeError:  # whoever read our output has had enough, as in `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] == "rnnpar":
+            raise
+        return _complain(f"this needs {error.name}: pip install 'rnnpar[study]'")
+    except (ValueError, Unavailable, OSError) as error:
+        return _complain(error)
+
+
+def _work(options: argparse.Namespace) -> Work:
+    from rnnpar.advice import check_sizes
+    from rnnpar.model import Work
+
+    H = options.H
+    I, O = (H if size is None else size for size in (options.input, options.output))
+    work = Work(T=options.T, B=options.B, I=I, H=H, O=O, layers=options.layers)
+    check_sizes(work)
+    return work
+
+
+def _complain(error: object, status: int = 2) -> int:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
