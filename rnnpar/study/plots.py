@@ -117,7 +117,7 @@ def look(method: str) -> Look:
     )
 
 
-def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     """Draw in the house's style, whatever the caller has set."""
 
     @wraps(draw)
@@ -274,7 +274,7 @@ def gaps(rows: pd.DataFrame, by: Sequence[str]) -> dict[Any, str]:
 # --- the parts of a page ---------------------------------------------------------------------------------------------
 
 
-def _page(
+def page(
     title: str,
     subtitle: str,
     corner: str,
@@ -337,7 +337,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return [round(10.0**k * step, 9) for k in tens for step in ((1,) if high / low > 2000 else (1, 3))]
 
 
-def _log_axis(axis: Any, low: float, high: float, ticks: Sequence[float] | None = None, suffix: str = "") -> None:
+def log_axis(axis: Any, low: float, high: float, ticks: Sequence[float] | None = None, suffix: str = "") -> None:
     """A log axis from low to high that reads as plain numbers."""
     axis._set_axes_scale("log")
     shown = [
@@ -349,12 +349,12 @@ def _log_axis(axis: Any, low: float, high: float, ticks: Sequence[float] | None 
     axis.set_minor_formatter(NullFormatter())
 
 
-def _size_axis(ax: Axes, sizes: Sequence[float], label: str) -> None:
+def size_axis(ax: Axes, sizes: Sequence[float], label: str) -> None:
     """The x axis of sizes: a tick at each that was measured, thinned out where there is no room."""
     ax.set_xlabel(label)
     sizes = sorted(set(sizes)) or [1.0]
     low, high = sizes[0], sizes[-1]
-    _log_axis(ax.xaxis, low, high, sizes[:: -(-len(sizes) // 12)])
+    log_axis(ax.xaxis, low, high, sizes[:: -(-len(sizes) // 12)])
     room = (high / low) ** 0.03 if high > low else 2.0
     ax.set_xlim(low / room, high * room)
 
@@ -386,7 +386,7 @@ def _spread(wanted: Sequence[float], apart: float, low: float, high: float) -> l
     return places
 
 
-def _label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]], size: float = 9) -> None:
+def label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]], size: float = 9) -> None:
     """Names at the ends of lines, (x, y, text, colour), moved apart where they would touch, with a thin lead."""
     inches = ax.get_position().height * ax.figure.get_figheight()
     into = ax.transData + ax.transAxes.inverted()
@@ -429,7 +429,7 @@ def _mark_gaps(
     return low, low * (high / low) ** (1 / free)
 
 
-def _nothing(ax: Axes, text: str = "not measured on this machine") -> None:
+def nothing(ax: Axes, text: str = "not measured on this machine") -> None:
     """An empty panel that says so."""
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
@@ -437,7 +437,7 @@ def _nothing(ax: Axes, text: str = "not measured on this machine") -> None:
 
 
 def _curve(ax: Axes, method: str, points: Mapping[float, Median], broken: Iterable[float] = ()) -> tuple:
-    """A method's line with its band, broken where it has no time; returns its end for `_label_ends`."""
+    """A method's line with its band, broken where it has no time; returns its end for `label_ends`."""
     colour, marker = look(method)
     xs = sorted({*points, *broken})
     here = [points.get(x) for x in xs]
@@ -472,9 +472,9 @@ def _lines(
     extent += guessed
     sizes = sizes or sorted({x for pairs in dashed.values() for x, _ in pairs})
     if not extent:
-        _nothing(ax, "nothing ran here" if found else "not measured on this machine")
+        nothing(ax, "nothing ran here" if found else "not measured on this machine")
         return
-    _size_axis(ax, sizes, label)
+    size_axis(ax, sizes, label)
     extent += [1.0] if baseline else []
     low, high = min(extent) / 1.25, max(extent) * 1.25
     if high / low < 4:
@@ -482,7 +482,7 @@ def _lines(
         low, high = middle / 2, middle * 2
     ax.set_yscale("log")
     low, high = _mark_gaps(ax, found, lines, low, high)
-    _log_axis(ax.yaxis, low, high, suffix=suffix)
+    log_axis(ax.yaxis, low, high, suffix=suffix)
     ax.set_ylim(low, high)
     ends = [_curve(ax, method, lines[method], [x for name, x in found if name == method]) for method in in_order(lines)]
     for name, pairs in dashed.items():
@@ -493,7 +493,7 @@ def _lines(
     if baseline:
         ax.axhline(1, color=look(baseline).colour, lw=1.2, ls=(0, (1, 1.5)), zorder=2)
         ends.append((sizes[-1], 1.0, f"{baseline} = 1", look(baseline).colour))
-    _label_ends(ax, ends)
+    label_ends(ax, ends)
 
 
 BANDS = "Medians; the bands are 95% bootstrap intervals."
@@ -510,10 +510,10 @@ def _says(fixed: Mapping[str, int], rows: pd.DataFrame, axis: str) -> str:
 # --- figures that are computed ---------------------------------------------------------------------------------------
 
 
-@_styled
+@styled
 def dependency_graph(steps: int = 4) -> Figure:
     """The recurrence as a graph over time: which arrows wait for the step before, and which leave the loop."""
-    figure, (ax,) = _page(
+    figure, (ax,) = page(
         "Only one kind of arrow waits for the step before",
         "An arrow's head needs its tail. Blue and green arrows can be followed for all time steps at once.",
         "drawn from the equations", [4.4], right=0.12, left=0.12, foot=0.4,
@@ -575,10 +575,10 @@ class Shape(NamedTuple):
         return {name: value / sum(work.values()) for name, value in work.items()}
 
 
-@_styled
+@styled
 def arithmetic(shapes: Mapping[str, Shape], marked: Sequence[str] = ()) -> Figure:
     """Where the arithmetic of a step is: shares of U x, W h and V h by workload; W h's share by hidden size below."""
-    figure, (bars, lines) = _page(
+    figure, (bars, lines) = page(
         "Where the arithmetic of a step is, and how much of it must wait",
         "Share of a step's multiplications. Only W h (red) waits for the step before.", COMPUTED,
         [0.36 * len(shapes) + 0.1, 2.6], right=1.5, left=2.3, gap=0.6,
@@ -627,8 +627,8 @@ def _share_lines(ax: Axes, marked: Mapping[str, Shape]) -> None:
         colour = (INK, "#7a3b00", RED, "#f0904e")[rank]
         ax.plot(sizes, shares, color=colour, lw=1.8, ls="-" if rank else (0, (1, 1)))
         ends.append((sizes[-1], shares[-1], name, colour))
-    _size_axis(ax, list(sizes), "hidden size H")
-    _log_axis(ax.yaxis, 0.1, 130, (0.1, 0.3, 1, 3, 10, 30, 100), suffix="%")
+    size_axis(ax, list(sizes), "hidden size H")
+    log_axis(ax.yaxis, 0.1, 130, (0.1, 0.3, 1, 3, 10, 30, 100), suffix="%")
     ax.set(ylim=(0.1, 130), ylabel="share of W h")
     for name, shape in marked.items():
         ax.plot(
@@ -637,32 +637,32 @@ def _share_lines(ax: Axes, marked: Mapping[str, Shape]) -> None:
         ax.annotate(
             name, (shape.H, 100 * shape.shares()["W h"]), (9, -5), textcoords="offset points", size=8.5, va="top"
         )
-    _label_ends(ax, ends)
+    label_ends(ax, ends)
 
 
-@_styled
+@styled
 def floor(parts: Mapping[str, Sequence[float]], sizes: Sequence[int], subtitle: str, corner: str) -> Figure:
     """The least time of a step against H, in seconds, by what it is bound by; the largest of the parts is the floor."""
-    figure, (ax,) = _page("What a step must cost, whatever the program", subtitle, corner, [3.2], right=1.75, left=0.8)
+    figure, (ax,) = page("What a step must cost, whatever the program", subtitle, corner, [3.2], right=1.75, left=0.8)
     colours = dict(zip(parts, (BLUE, RED, GREEN, PINK, ORANGE), strict=False))
     series = {name: 1e6 * np.asarray(values, float) for name, values in parts.items()}
     most = np.max(list(series.values()), axis=0)
-    _size_axis(ax, sizes, "hidden size H")
+    size_axis(ax, sizes, "hidden size H")
     low, high = min(map(np.min, series.values())) / 1.4, most.max() * 1.4
-    _log_axis(ax.yaxis, low, high)
+    log_axis(ax.yaxis, low, high)
     ax.set(ylim=(low, high), ylabel="time a step (µs)")
     ax.plot(sizes, most, color=FAINT, lw=9, solid_capstyle="round", zorder=1)
     for name, values in series.items():
         ax.plot(sizes, values, color=colours[name], lw=1.8)
     ends = [(sizes[-1], values[-1], name, colours[name]) for name, values in series.items()]
-    _label_ends(ax, ends)
+    label_ends(ax, ends)
     return figure
 
 
 # --- figures of what was measured ------------------------------------------------------------------------------------
 
 
-@_styled
+@styled
 def step_time(
     frame: pd.DataFrame,
     axis: str = "H",
@@ -678,7 +678,7 @@ def step_time(
         lines.setdefault(method, {})[size] = value.over(T * 1e-6)
     what = {"H": "the hidden state grows", "T": "the sequence grows", "B": "more sequences run side by side"}[axis]
     dashed = " Dashed: predicted." if predicted else ""
-    figure, (ax,) = _page(
+    figure, (ax,) = page(
         f"Time a step as {what}", f"{_says(fixed, rows, axis)}.\n{BANDS}{dashed}", _corner(frame, rows), [3.5]
     )
     scaled = {name: (list(xs), [1e6 * y for y in ys]) for name, (xs, ys) in (predicted or {}).items()}
@@ -687,7 +687,7 @@ def step_time(
     return figure
 
 
-@_styled
+@styled
 def speed_up(
     frame: pd.DataFrame,
     axis: str = "H",
@@ -700,7 +700,7 @@ def speed_up(
     missing = gaps(rows, ["method", axis])
     wanted = in_order(rows["method"].unique() if methods is None else methods)
     title = f"Speed-up over {' and over '.join(over)}" + (" as layers are stacked" if axis == "layers" else "")
-    figure, panels = _page(title, f"{_says(fixed, rows, axis)}.\n{BANDS}", _corner(frame, rows), [2.9] * len(over))
+    figure, panels = page(title, f"{_says(fixed, rows, axis)}.\n{BANDS}", _corner(frame, rows), [2.9] * len(over))
     for ax, baseline in zip(panels, over, strict=True):
         lines: dict[str, dict[float, Median]] = {}
         for (method, size), value in times.items():
@@ -716,7 +716,7 @@ REPORTED = {"origin-large": 4.0, "origin-small": 4.0}  # the origin's report, ov
 SLIDES = (1.06, 1.19)  # the origin's slides: OpenMP without the approximation that changes the answer
 
 
-@_styled
+@styled
 def origin(frame: pd.DataFrame, over: str = "serial/naive") -> Figure:
     """The origin's two workloads: what it reported, and every method here over `over`."""
     rows = all_cores(steady(frame))
@@ -724,7 +724,7 @@ def origin(frame: pd.DataFrame, over: str = "serial/naive") -> Figure:
     times, missing = medians(rows, ["workload", "method"]), gaps(rows, ["workload", "method"])
     methods = in_order(rows["method"].unique()) or [over]
     names = ["the origin's report", "the origin's slides", *methods]
-    figure, panels = _page(
+    figure, panels = page(
         "The origin's two workloads",
         f"Ours: times as fast as {over}, medians and 95% bootstrap intervals. The origin's: over its own\n"
         "one-thread baselines, on its own machine; its slides: OpenMP without the approximation.",
@@ -742,7 +742,7 @@ def origin(frame: pd.DataFrame, over: str = "serial/naive") -> Figure:
         ax.set(ylim=(len(names) - 0.4, -0.6))
         ax.set_yticks(range(len(names)), names, size=9)
         low, high = lowest / 1.15, highest * max(1.25, (highest / lowest) ** 0.12)
-        _log_axis(ax.xaxis, low, high, suffix="×")
+        log_axis(ax.xaxis, low, high, suffix="×")
         ax.set_xlim(low, high)
         ax.grid(False, axis="y")
         ax.axvline(1, color=QUIET, lw=0.8)
@@ -774,7 +774,7 @@ def _value(ax: Axes, x: float, row: float, text: str, colour: str) -> None:
     ax.annotate(text, (x, row), (9, 0), textcoords="offset points", va="center", size=8.5, color=_ink(colour))
 
 
-@_styled
+@styled
 def bits(table: pd.DataFrame, machine: str = "", date: str = "") -> Figure:
     """Bits per character and error to the oracle by method on the trained networks.
 
@@ -791,8 +791,8 @@ def bits(table: pd.DataFrame, machine: str = "", date: str = "") -> Figure:
         corner, 0.33 * max(len(methods), 3) + 0.1,
     )  # fmt: skip
     if not methods:
-        _nothing(left)
-        _nothing(right)
+        nothing(left)
+        nothing(right)
         return figure
     good = table[table["status"] == "ok"]
     colours = dict(zip(networks, (BLUE, RED, GREEN, ORANGE, PINK, SKY) * 3, strict=False))
@@ -812,7 +812,7 @@ def bits(table: pd.DataFrame, machine: str = "", date: str = "") -> Figure:
                           arrowprops=dict(arrowstyle="-", color=colours[name], lw=0.8, alpha=0.6))  # fmt: skip
     errors = 1e6 * good["error"].clip(lower=1e-9)
     least, most = min([0.03, *errors]) / 1.6, max([BOUND * 1e6 * 2, *errors]) * 1.3
-    _log_axis(right.xaxis, least, most, (0.001, 0.01, 0.1, 1, 10, 100, 1000))
+    log_axis(right.xaxis, least, most, (0.001, 0.01, 0.1, 1, 10, 100, 1000))
     right.set(xlim=(least, most), xlabel="error to the oracle (millionths)")
     right.axvline(BOUND * 1e6, color=INK, lw=1.1)
     right.annotate(f"bound\n{BOUND * 1e6:g}", (BOUND * 1e6, 1), (0, 4), xycoords=("data", "axes fraction"),
@@ -842,7 +842,7 @@ def _beside(
     title: str, subtitle: str, corner: str, inches: float, left: float = 1.35
 ) -> tuple[Figure, tuple[Axes, Axes]]:
     """A page with two panels side by side that share their rows, and room above them for names."""
-    figure, (first, spare) = _page(title, subtitle, corner, [0.3, inches], left=left, right=0.2, gap=0.0)
+    figure, (first, spare) = page(title, subtitle, corner, [0.3, inches], left=left, right=0.2, gap=0.0)
     box = spare.get_position()
     half = (box.width - 0.25 / WIDTH) / 2
     spare.remove()
@@ -850,7 +850,7 @@ def _beside(
     return figure, (first, figure.add_axes((box.x0 + half + 0.25 / WIDTH, box.y0, half, box.height)))
 
 
-@_styled
+@styled
 def thread_scaling(frame: pd.DataFrame, methods: Sequence[str] | None = None) -> Figure:
     """Speed-up over one thread of the same method, and efficiency, against threads: a row of panels a shape."""
     rows = square(frame).query("layers == 1")
@@ -861,7 +861,7 @@ def thread_scaling(frame: pd.DataFrame, methods: Sequence[str] | None = None) ->
     times, missing = medians(rows, by), gaps(rows, by)
     measured = sorted({key[:3] for key in [*times, *missing]})
     shapes = [shape for shape in SCALED if shape in measured] or measured[: len(SCALED)] or [(0, 0, 0)]
-    figure, panels = _page(
+    figure, panels = page(
         "What more threads bring",
         "Left: speed-up over the same method on one thread. Right: efficiency, the same per thread.\n"
         f"Dotted: the ideal. {BANDS}",
@@ -889,17 +889,17 @@ def thread_scaling(frame: pd.DataFrame, methods: Sequence[str] | None = None) ->
 def _efficiency(ax: Axes, speeds: Mapping[str, Mapping[float, Median]]) -> None:
     """Speed-ups over their number of threads, in percent."""
     if not speeds:
-        _nothing(ax, "")
+        nothing(ax, "")
         return
     shares = {method: {n: value.over(n / 100) for n, value in points.items()} for method, points in speeds.items()}
-    _size_axis(ax, sorted({n for points in shares.values() for n in points}), AXES["threads"])
+    size_axis(ax, sorted({n for points in shares.values() for n in points}), AXES["threads"])
     ends = [_curve(ax, method, shares[method]) for method in in_order(shares)]
     highest = max(105.0, *(1.03 * value.high for points in shares.values() for value in points.values()))
     ticks = range(0, int(highest) + 1, 50)
     ax.set(ylim=(0, highest), ylabel="efficiency", yticks=ticks)
     ax.set_yticklabels([f"{tick}%" for tick in ticks])
     ax.axhline(100, color=QUIET, ls=(0, (1, 1.5)), lw=1.2)
-    _label_ends(ax, [(x, y, percent(y / 100), colour) for x, y, _, colour in ends])
+    label_ends(ax, [(x, y, percent(y / 100), colour) for x, y, _, colour in ends])
 
 
 def over_both(frame: pd.DataFrame, methods: Sequence[str] | None = None) -> pd.DataFrame:
@@ -915,14 +915,14 @@ def over_both(frame: pd.DataFrame, methods: Sequence[str] | None = None) -> pd.D
     return rows
 
 
-@_styled
+@styled
 def best_map(frame: pd.DataFrame, methods: Sequence[str] | None = None) -> Figure:
     """The fastest method at each measured H and B of the map, with its time a step."""
     rows = over_both(frame, methods)
     tried = set(zip(rows["H"], rows["B"], strict=True))
     heights, widths = sorted({H for H, _ in tried}, reverse=True), sorted({B for _, B in tried})
     fixed = f" T = {rows['T'].iloc[0]:,}, I = O = H, one layer." if len(rows) else ""
-    figure, (ax,) = _page(
+    figure, (ax,) = page(
         "Which method is fastest where", f"The fastest method, its time a step, and its lead over the next.{fixed}",
         _corner(frame, rows), [max(0.72 * len(heights), 1.5)], right=0.2,
     )  # fmt: skip
@@ -930,7 +930,7 @@ def best_map(frame: pd.DataFrame, methods: Sequence[str] | None = None) -> Figur
     for (H, B, method), value in medians(rows, ["H", "B", "method"]).items():
         best.setdefault((H, B), []).append((1e6 * value.value / rows["T"].iloc[0], method))
     if not best:
-        _nothing(ax)
+        nothing(ax)
         return figure
     _draw_map(ax, heights, widths, {key: sorted(found) for key, found in best.items()}, tried)
     ax.set(xlabel=AXES["B"], ylabel=AXES["H"])
@@ -978,13 +978,13 @@ def _draw_map(
 STAIRS = ("serial/naive", "serial/hoisted", "serial/compiled")
 
 
-@_styled
+@styled
 def stairs(frame: pd.DataFrame, sizes: Sequence[int] = (64, 256, 1024)) -> Figure:
     """From naive to hoisted to compiled at some H: each step's share of the way, on a log axis where gains add up."""
     rows, fixed = along(frame, "H", STAIRS)
     rows = rows[rows["H"].isin(sizes)]
     times, missing = medians(rows, ["H", "method"]), gaps(rows, ["H", "method"])
-    figure, (ax,) = _page(
+    figure, (ax,) = page(
         "From naive to hoisted to compiled",
         f"{_says(fixed, rows, 'H')}.\n"
         "A bar is what one change takes off the time of a step; its marker is what is left.",
@@ -992,10 +992,10 @@ def stairs(frame: pd.DataFrame, sizes: Sequence[int] = (64, 256, 1024)) -> Figur
     )  # fmt: skip
     steps = {key: value.over(fixed["T"] * 1e-6) for key, value in times.items()}
     if not steps:
-        _nothing(ax)
+        nothing(ax)
         return figure
     low, high = min(v.low for v in steps.values()) / 1.3, max(v.high for v in steps.values()) * 1.4
-    _log_axis(ax.xaxis, low, high)
+    log_axis(ax.xaxis, low, high)
     ax.set(xlim=(low, high), xlabel="time a step (µs)", ylim=(3 * len(sizes) - 0.35, -0.65))
     ax.grid(False, axis="y")
     for block, H in enumerate(sizes):
@@ -1028,13 +1028,13 @@ def stairs(frame: pd.DataFrame, sizes: Sequence[int] = (64, 256, 1024)) -> Figur
 # --- chapter 03: what meeting costs, and what sharing brings ---------------------------------------------------------
 
 
-@_styled
+@styled
 def meetings(
     costs: Mapping[str, Mapping[int, float]], steps: Mapping[str, float], corner: str, threads: Sequence[int] = ()
 ) -> Figure:
     """Seconds of a meeting by kind and by threads, on a log axis; `steps` are times of a step to hold beside them."""
     rows = [(kind, n) for kind, by in costs.items() for n in sorted(by) if not threads or n in threads]
-    figure, (ax,) = _page(
+    figure, (ax,) = page(
         "What it costs to meet",
         "Seconds of one meeting of so many threads, each kind by itself. Dotted: a whole step of serial/compiled\n"
         "with one sequence, I = O = H, which the meeting has to be small against.",
@@ -1042,11 +1042,11 @@ def meetings(
     )  # fmt: skip
     values = [costs[kind][n] for kind, n in rows]
     if not values:
-        _nothing(ax, "the peaks of this machine have not been measured")
+        nothing(ax, "the peaks of this machine have not been measured")
         return figure
     low, high = min([*values, *steps.values()]) / 2, max([*values, *steps.values()]) * 2
     tens = [10.0**k for k in range(-9, 1)]
-    _log_axis(ax.xaxis, low, high, tens)
+    log_axis(ax.xaxis, low, high, tens)
     ax.xaxis.set_major_formatter(FixedFormatter([duration(t) for t in tens if low * 0.999 <= t <= high * 1.001]))
     ax.set(xlim=(low, high), ylim=(len(rows) - 0.45, -0.55))
     ax.grid(False, axis="y")
@@ -1079,14 +1079,14 @@ def duration(seconds: float) -> str:
     return f"{float(f'{1e9 * value:.2g}'):,.10g} ns"
 
 
-@_styled
+@styled
 def rows_or_batch(frame: pd.DataFrame, pair: tuple[str, str] = ("threads/rows", "threads/batch")) -> Figure:
     """Two ways to share, and where they cross: over B at one H, and over H and B."""
     first, second = pair
     rows, fixed = along(frame, "B", pair)
     table = over_both(frame, pair)
     heights, widths = sorted(set(table["H"]), reverse=True), sorted(set(table["B"]))
-    figure, (ax, grid) = _page(
+    figure, (ax, grid) = page(
         f"{first} or {second}",
         f"Above: {_says(fixed, rows, 'B')}. {BANDS}\nBelow: how many times as fast {second} is; T = "
         f"{table['T'].iloc[0] if len(table) else fixed['T']:,}.",
@@ -1131,7 +1131,7 @@ def _lead_map(
 ) -> None:  # fmt: skip
     """Cells that say by which factor one of two is ahead, in that one's colour, the deeper the larger the lead."""
     if not leads:
-        _nothing(ax)
+        nothing(ax)
         return
     for row, column in np.ndindex(len(heights), len(widths)):
         lead = leads.get((heights[row], widths[column]))
@@ -1150,7 +1150,7 @@ def _lead_map(
     ax.tick_params(length=0)
 
 
-@_styled
+@styled
 def pipeline(frame: pd.DataFrame, ideals: Mapping[str, Mapping[int, float]], threads: int) -> Figure:
     """threads/wavefront over serial/compiled against layers, beside what a pipeline could bring at most."""
     rows, fixed = along(frame, "layers", ["serial/compiled", "threads/wavefront"])
@@ -1160,20 +1160,20 @@ def pipeline(frame: pd.DataFrame, ideals: Mapping[str, Mapping[int, float]], thr
         for (method, layers), value in times.items()
         if method == "threads/wavefront" and ("serial/compiled", layers) in times
     }
-    figure, (ax,) = _page(
+    figure, (ax,) = page(
         "The pipeline, and what it could bring at most",
         f"Speed-up over serial/compiled. {_says(fixed, rows, 'layers')}.\n{BANDS}",
         _corner(frame, rows), [2.7], right=2.1,
     )  # fmt: skip
     if not speeds:
-        _nothing(ax)
+        nothing(ax)
         return figure
     sizes = sorted({*speeds, *(layers for line in ideals.values() for layers in line)})
-    _size_axis(ax, sizes, AXES["layers"])
+    size_axis(ax, sizes, AXES["layers"])
     tops = [value for line in ideals.values() for value in line.values()]
     highest = max([threads, *tops, *(value.high for value in speeds.values())])
     low, high = min([0.9, *(value.low / 1.1 for value in speeds.values())]), 1.15 * highest
-    _log_axis(ax.yaxis, low, high, suffix="×")
+    log_axis(ax.yaxis, low, high, suffix="×")
     ax.set(ylim=(low, high), ylabel="times as fast as serial/compiled")
     ends = [_curve(ax, "threads/wavefront", speeds)]
     for index, (name, line) in enumerate(ideals.items()):
@@ -1182,11 +1182,11 @@ def pipeline(frame: pd.DataFrame, ideals: Mapping[str, Mapping[int, float]], thr
         ends.append((max(line), line[max(line)], name, colour))
     ax.axhline(threads, color=QUIET, lw=1.2, ls=(0, (1, 1.5)), zorder=1)
     ends.append((sizes[-1], threads, f"{threads} threads", QUIET))
-    _label_ends(ax, ends)
+    label_ends(ax, ends)
     return figure
 
 
-@_styled
+@styled
 def weight_bytes(
     frame: pd.DataFrame,
     caches: Mapping[str, int],
@@ -1199,7 +1199,7 @@ def weight_bytes(
     for (method, H), value in medians(rows, ["method", "H"]).items():
         work = 4e-9 * H * H * fixed["T"]
         lines.setdefault(method, {})[H] = Median(work / value.value, work / value.resampled)
-    figure, (ax,) = _page(
+    figure, (ax,) = page(
         "How fast W is read", f"{_says(fixed, rows, 'H')}. Bytes of W over the time of a whole step, U x and V h "
         "included.\nDashed: W h alone, in the machine's peaks. Dotted: where W fills one core's cache of that level.",
         _corner(frame, rows), [3.1], head=0.3, right=1.6,
@@ -1221,27 +1221,27 @@ def weight_bytes(
 # --- chapter 08: which method? ---------------------------------------------------------------------------------------
 
 
-@_styled
+@styled
 def model_error(table: pd.DataFrame, within: float = 0.25) -> Figure:
     """Predicted over measured for every point: x what was measured, a colour a method.
 
     `table` has the columns machine, date, method, measured and predicted (both seconds a call).
     """
     methods = in_order(table["method"])
-    figure, (ax,) = _page(
+    figure, (ax,) = page(
         "The model against the measurement",
         "Predicted over measured time of a call, every point of the sweep. Beside a name: the median of how far off\n"
         f"the prediction is, either way. Shaded: within {100 * within:.0f}%.",
         _corner(table, table), [3.6], right=2.15,
     )  # fmt: skip
     if table.empty:
-        _nothing(ax, "no prediction to show: the peaks or the sweep are missing")
+        nothing(ax, "no prediction to show: the peaks or the sweep are missing")
         return figure
     measured, off = 1e6 * table["measured"], table["predicted"] / table["measured"]
     low, high = min(0.45, off.min() / 1.2), max(2.2, off.max() * 1.2)
     least, most = measured.min() / 1.4, measured.max() * 1.4
-    _log_axis(ax.xaxis, least, most)
-    _log_axis(ax.yaxis, low, high, (0.1, 0.2, 0.5, 1, 2, 5, 10) if high / low < 200 else None, suffix="×")
+    log_axis(ax.xaxis, least, most)
+    log_axis(ax.yaxis, low, high, (0.1, 0.2, 0.5, 1, 2, 5, 10) if high / low < 200 else None, suffix="×")
     ax.set(xlim=(least, most), ylim=(low, high), xlabel="measured time of a call (µs)", ylabel="predicted / measured")
     ax.axhspan(1 / (1 + within), 1 + within, color="#e3e6ea", lw=0, zorder=0)
     ax.axhline(1, color=QUIET, lw=1.0, zorder=1)
@@ -1257,25 +1257,25 @@ def model_error(table: pd.DataFrame, within: float = 0.25) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def choices(times: pd.DataFrame, machine: str = "", date: str = "") -> Figure:
     """What a choice costs: the share of points at which it takes at most so many times as long as the best method.
 
     `times` has a row a point and a column a way of choosing, in multiples of the best measured time; "auto" is ours.
     """
     names = [name for name in times if times[name].notna().any()]
-    figure, (ax,) = _page(
+    figure, (ax,) = page(
         "What a wrong choice costs",
         "How many of the sweep's points a way of choosing does within so much of the fastest method measured there.\n"
         "The further up and to the left, the better. One method for everything, and auto, which asks the model.",
         " · ".join(filter(None, [machine, date])), [3.0], right=2.2,
     )  # fmt: skip
     if not names:
-        _nothing(ax, "no choice to show: the peaks or the sweep are missing")
+        nothing(ax, "no choice to show: the peaks or the sweep are missing")
         return figure
     most = max(1.3, float(times[names].max().max())) * 1.02
     ticks = [1, 1.1, 1.2, 1.5, 2, 3, 5, 10, 20, 50, 100]
-    _log_axis(ax.xaxis, 0.995, most, [tick for tick in ticks if most < 3 or tick not in (1.1, 1.2)], suffix="×")
+    log_axis(ax.xaxis, 0.995, most, [tick for tick in ticks if most < 3 or tick not in (1.1, 1.2)], suffix="×")
     ax.set(xlim=(0.99, most), ylim=(0, 103), yticks=range(0, 101, 25), xlabel="time over the best method's")
     ax.set_yticks(range(0, 101, 25), [f"{tick}%" for tick in range(0, 101, 25)])
     ax.set_ylabel("share of the points")
@@ -1291,28 +1291,28 @@ def choices(times: pd.DataFrame, machine: str = "", date: str = "") -> Figure:
     return figure
 
 
-@_styled
+@styled
 def against_peers(frame: pd.DataFrame, table: pd.DataFrame, ours: str = "auto") -> Figure:
     """Peers over ours by shape, a row a shape, sorted by the best peer's; left of 1 a peer is ahead.
 
     `table` has a row a shape, sorted: label, ours (seconds a call), best (a peer's name), and a column a peer with the
     seconds of its call; ratio is best over ours, low and high its interval.
     """
-    figure, (ax,) = _page(
+    figure, (ax,) = page(
         f"What a user would pick instead, over {ours}",
         f"Time of the best peer over that of {ours}, a row a shape, with its 95% bootstrap interval.\n"
         f"Right of 1, {ours} is ahead by so much. Small and grey: the other peers.",
         _corner(frame, frame), [max(0.235 * len(table), 1.0) + 0.1], left=2.5, right=1.45, foot=0.62,
     )  # fmt: skip
     if table.empty:
-        _nothing(ax, "no shape has both a peer's time and ours")
+        nothing(ax, "no shape has both a peer's time and ours")
         return figure
     peers = [name for name in in_order(table.columns) if name.startswith("peers/")]
     others = table[peers].div(table["ours"], axis=0)
     low, high = min(0.8, table["low"].min() / 1.1), max(2.2, np.nanmax(others.to_numpy()) * 1.1)
     cut = max(2.2, 1.25 * table["high"].max())  # a peer far behind leaves the panel
     high = min(high, 3 * cut)
-    _log_axis(ax.xaxis, low, high, [t for t in (0.2, 0.5, 1, 1.5, 2, 3, 5, 10, 20, 50, 100) if low <= t <= high], "×")
+    log_axis(ax.xaxis, low, high, [t for t in (0.2, 0.5, 1, 1.5, 2, 3, 5, 10, 20, 50, 100) if low <= t <= high], "×")
     ax.set(xlim=(low, high), ylim=(len(table) - 0.4, -0.6), xlabel=f"best peer's time over {ours}'s")
     ax.grid(False, axis="y")
     ax.axvline(1, color=INK, lw=1.0)

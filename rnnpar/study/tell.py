@@ -227,7 +227,7 @@ def arithmetic() -> Markdown:
     """The verdict of chapter 01, which needs no measurement."""
     origin = {name: plots.Shape(I, H, O).shares()["W h"] for name, (H, I, O, _, _) in measure.ORIGIN.items()}
     parts = " and ".join(f"{plots.percent(share)} of {name}" for name, share in origin.items())
-    return _say(
+    return say(
         f"W h, the only product that waits for the step before, is {parts}, counted in multiplications: the rest, "
         f"{100 * (1 - max(origin.values())):.0f}% or more, can be done for all time steps at once"
     )
@@ -306,7 +306,7 @@ def today() -> str:
 # --- verdicts --------------------------------------------------------------------------------------------------------
 
 
-def _say(verdict: str, *fared: str) -> Markdown:
+def say(verdict: str, *fared: str) -> Markdown:
     return Markdown("\n\n".join([f"**{verdict}.**", *fared]))
 
 
@@ -379,9 +379,9 @@ def hoisting(frame: pd.DataFrame) -> Markdown:
     ratios, fixed = _ratios(frame, "H", "serial/hoisted", "serial/naive")
     fared = _predicted("2 to 4 times as fast as serial/naive at every H", "H", ratios, lambda r: 2 <= r <= 4)
     if not ratios:
-        return _say(NOT_MEASURED, fared)
+        return say(NOT_MEASURED, fared)
     small, large = min(ratios), max(ratios)
-    return _say(
+    return say(
         f"{_where(frame)}, taking U x and V h out of the loop makes serial/hoisted "
         f"{_compared(ratios[small], 'serial/naive')} at H = {small:,} and {_times(ratios[large])} at H = {large:,} "
         f"({fixed})",
@@ -398,9 +398,9 @@ def compiling(frame: pd.DataFrame) -> Markdown:
         _predicted("less than 3 times from H = 1,024 on", "H", ratios, lambda r: r < 3, least=1024),
     ]
     if not ratios or not both:
-        return _say(NOT_MEASURED, *fared)
+        return say(NOT_MEASURED, *fared)
     small, large = min(ratios), max(ratios)
-    return _say(
+    return say(
         f"{_where(frame)}, serial/compiled is {_compared(ratios[small], 'serial/hoisted')} at H = {small:,} and "
         f"{_times(ratios[large])} at H = {large:,}; over serial/naive, hoisting and compiling together bring "
         f"{_times(both[min(both)])} and {_times(both[max(both)])} ({fixed})",
@@ -425,10 +425,10 @@ def lengths(frame: pd.DataFrame) -> Markdown:
         _predicted("serial/compiled, more than 3 times as much in a sequence of one step", "T", steep, lambda r: r > 3),
     ]
     if len(mine) < 2:
-        return _say(NOT_MEASURED, *fared)
+        return say(NOT_MEASURED, *fared)
     short = min(mine)
     call = max(0.0, short * (mine[short] - mine[long]))
-    return _say(
+    return say(
         f"{_where(frame)}, a step of serial/compiled costs {plots.short(mine[short])} µs in a sequence of {short:,} "
         f"and {plots.short(mine[long])} µs in one of {long:,}: a call as such costs {plots.short(call)} µs ({fixed})",
         *fared,
@@ -446,9 +446,9 @@ def batches(frame: pd.DataFrame) -> Markdown:
                                     ("serial/compiled", "less than 3 times", lambda r: r < 3))
     ]  # fmt: skip
     if not {"serial/naive", "serial/compiled"} <= set(gains):
-        return _say(NOT_MEASURED, *fared)
+        return say(NOT_MEASURED, *fared)
     few, many = min(costs["serial/naive"]), max(costs["serial/naive"])
-    return _say(
+    return say(
         f"{_where(frame)}, per sequence, B = {many:,} is {_times(gains['serial/naive'])} as fast as B = {few:,} "
         f"in serial/naive and {_times(gains['serial/compiled'])} in serial/compiled ({fixed})",
         *fared,
@@ -463,9 +463,9 @@ def timestep(frame: pd.DataFrame) -> Markdown:
         _predicted("it is nowhere twice as fast", "H", ratios, lambda r: r < 2),
     ]
     if not ratios:
-        return _say(NOT_MEASURED, *fared)
+        return say(NOT_MEASURED, *fared)
     worst, best = min(ratios, key=ratios.__getitem__), max(ratios, key=ratios.__getitem__)
-    return _say(
+    return say(
         f"{_where(frame)}, threads/timestep on {team_size(frame)} threads is at best "
         f"{_compared(ratios[best], 'serial/compiled')} on one (at H = {best:,}), and at worst "
         f"{_times(ratios[worst])} (at H = {worst:,}; {fixed})",
@@ -481,7 +481,7 @@ def rows(frame: pd.DataFrame, name: str = "") -> Markdown:
         _predicted("at least 1.5 times as fast from H = 256 on", "H", ratios, lambda r: r >= 1.5, least=256),
     ]
     if not ratios:
-        return _say(NOT_MEASURED, *fared)
+        return say(NOT_MEASURED, *fared)
     threads, cache = team_size(frame), caches(name).get("L2", 0) if name else 0
     fits = {H: value for H, value in ratios.items() if 0.75 * cache < 4 * H * H <= 0.75 * cache * threads}
     if fits:
@@ -489,7 +489,7 @@ def rows(frame: pd.DataFrame, name: str = "") -> Markdown:
         fared.append(_predicted(text, "H", fits, lambda r: r > threads))
     ahead, best = _stays_ahead(ratios), max(ratios, key=ratios.__getitem__)
     crossing = f"is ahead of serial/compiled from H = {ahead:,} on" if ahead else "never stays ahead of serial/compiled"
-    return _say(
+    return say(
         f"{_where(frame)}, threads/rows on {threads} threads {crossing}, and is at best "
         f"{_times(ratios[best])} as fast (at H = {best:,}; {fixed})",
         *fared,
@@ -509,13 +509,13 @@ def batch(frame: pd.DataFrame) -> Markdown:
         _predicted("and beats it at the most sequences", "B", against, lambda r: r > 1, least=max(2, most)),
     ]  # fmt: skip
     if not ratios:
-        return _say(NOT_MEASURED, *fared)
+        return say(NOT_MEASURED, *fared)
     large, ahead = max(ratios), _stays_ahead(against)
     stays = (
         f"it stays ahead of threads/rows from B = {ahead:,} on" if ahead else "it does not stay ahead of threads/rows"
     )
     crossing = f"; {stays}" if against else ""
-    return _say(
+    return say(
         f"{_where(frame)}, threads/batch on {threads} threads is {_compared(ratios[large], 'serial/compiled')} at "
         f"B = {large:,}{crossing} ({fixed})",
         *fared,
@@ -529,9 +529,9 @@ def wavefront(frame: pd.DataFrame) -> Markdown:
     text = "with 4 layers, at least 70% of the ideal (as many times as there are threads, but not more than 7)"
     fared = _predicted(text, "layers", ratios, lambda r: r >= 0.7 * min(threads, 7), least=4, most=4)
     if not ratios:
-        return _say(NOT_MEASURED, fared)
+        return say(NOT_MEASURED, fared)
     few, many = min(ratios), max(ratios)
-    return _say(
+    return say(
         f"{_where(frame)}, threads/wavefront on {threads} threads is {_compared(ratios[few], 'serial/compiled')} with "
         f"{few} layer{'s' * (few > 1)} and {_times(ratios[many])} with {many} ({fixed})",
         fared,
@@ -549,10 +549,10 @@ def scaling(frame: pd.DataFrame) -> Markdown:
             found = (one.value / value.value, threads, f"H = {H:,}, T = {T:,}, B = {B:,}")
             best[method] = max(best.get(method, found), found)
     if not best:
-        return _say(NOT_MEASURED)
+        return say(NOT_MEASURED)
     parts = [f"{method} {_times(gain)} ({plots.percent(gain / threads)} of the ideal, at {where})"
              for method, (gain, threads, where) in sorted(best.items(), key=lambda item: -item[1][0])]  # fmt: skip
-    return _say(
+    return say(
         f"{_where(frame)}, {team_size(frame)} threads bring, over one of the same method, at best {'; '.join(parts)}"
     )
 
@@ -565,12 +565,12 @@ def glance(frame: pd.DataFrame) -> Markdown:
     naive = {H: value.value for (H, method), value in times.items() if method == "serial/naive"}
     gains = [naive[H] / seconds for H, (seconds, _) in best.items() if H in naive]
     if not gains or len({method for _, method in times}) < 2:
-        return _say(NOT_MEASURED)
+        return say(NOT_MEASURED)
     winners = plots.in_order(method for _, method in best.values())
     sizes = ["H = " + ", ".join(f"{H:,}" for H in sorted(best) if best[H][1] == method) for method in winners]
     named = "; ".join(f"{method} at {where}" for method, where in zip(winners, sizes, strict=True))
     low, high = plots.ratio(min(gains)), _times(max(gains))
-    return _say(
+    return say(
         f"{_where(frame)}, the fastest method is {low} to {high} as fast as serial/naive ({_fixed(fixed)}): {named}"
     )
 
@@ -584,9 +584,9 @@ def hoisting_the_origin(frame: pd.DataFrame) -> Markdown:
     outcomes = {f"{name} ({_times(gain)})": 1.2 <= gain <= 3 for name, gain in gains.items()}
     fared = _fared("1.2 to 3 times as fast as serial/naive on both", outcomes)
     if not gains:
-        return _say(NOT_MEASURED, fared)
+        return say(NOT_MEASURED, fared)
     parts = " and ".join(f"{_compared(gain, 'serial/naive')} on {name}" for name, gain in gains.items())
-    return _say(f"{_where(frame)}, hoisting alone, still on one thread, makes serial/hoisted {parts}", fared)
+    return say(f"{_where(frame)}, hoisting alone, still on one thread, makes serial/hoisted {parts}", fared)
 
 
 def origin(frame: pd.DataFrame) -> Markdown:
@@ -604,8 +604,8 @@ def origin(frame: pd.DataFrame) -> Markdown:
             outcomes[f"{workload} ({_times(naive)})"] = naive >= 4
     fared = _fared("the best method is at least 4 times as fast as serial/naive on both", outcomes)
     if not parts:
-        return _say(NOT_MEASURED, fared)
-    return _say(f"{_where(frame)}, the best method is {'; '.join(parts)}", fared)
+        return say(NOT_MEASURED, fared)
+    return say(f"{_where(frame)}, the best method is {'; '.join(parts)}", fared)
 
 
 def same_bits(table: pd.DataFrame) -> Markdown:
@@ -615,10 +615,10 @@ def same_bits(table: pd.DataFrame) -> Markdown:
     outcomes = dict(zip(ran["method"] + " on " + ran["network"], away < BITS, strict=True))
     fared = _fared(f"every method within {plots.plain(BITS)} bits of the oracle", outcomes)
     if ran.empty:
-        return _say(NOT_MEASURED, fared)
+        return say(NOT_MEASURED, fared)
     bits, error = (plots.short(1e6 * value) for value in (away.max(), ran["error"].max()))
     methods, networks = ran["method"].nunique(), ran["network"].nunique()
-    return _say(
+    return say(
         f"On this machine {methods} methods ran on {networks} trained networks: none is more than {bits} millionths of "
         f"a bit per character away from the float64 oracle, and none has a relative error above {error} millionths",
         fared,
@@ -637,10 +637,10 @@ def stairs(frame: pd.DataFrame, sizes: Sequence[int] = (64, 256, 1024)) -> Markd
                 for H, (first, second) in both.items()}  # fmt: skip
     fared = _fared("compiling brings more than hoisting in the small network, hoisting more in the others", outcomes)
     if not both:
-        return _say(NOT_MEASURED, fared)
+        return say(NOT_MEASURED, fared)
     parts = [f"{_times(first)} by hoisting and {_times(second)} by compiling at H = {H:,}"
              for H, (first, second) in both.items()]  # fmt: skip
-    return _say(f"{_where(frame)}, from serial/naive to serial/compiled one gains {'; '.join(parts)} ({fixed})", fared)
+    return say(f"{_where(frame)}, from serial/naive to serial/compiled one gains {'; '.join(parts)} ({fixed})", fared)
 
 
 def tile_table(name: str = "", sizes: Sequence[int] = (64, 256, 1024), rows: Sequence[int] = (1, 4, 64)) -> Markdown:
@@ -721,8 +721,8 @@ def peak(frame: pd.DataFrame, shares: pd.DataFrame) -> Markdown:
                {said(s): s.share >= 0.7 for s in one.itertuples()}),
     ]  # fmt: skip
     if many.empty or one.empty:
-        return _say(NOT_MEASURED, *fared)
-    return _say(
+        return say(NOT_MEASURED, *fared)
+    return say(
         f"{_where(frame)}, serial/compiled reaches, in the median from H = 128 on, "
         f"{plots.percent(many['share'].median())} of the core's measured arithmetic peak with 16 sequences or more, "
         f"and with one sequence {plots.percent(one['share'].median())} of what arithmetic and the cache level that "
@@ -776,12 +776,12 @@ def meetings(frame: pd.DataFrame, name: str) -> Markdown:
         _predicted("and dearer from 8 threads on", "threads", over(counter, flags), lambda r: r > 1, least=8),
     ]  # fmt: skip
     if not most:
-        return _say(NOT_MEASURED, *fared)
+        return say(NOT_MEASURED, *fared)
     others = [f"{text} {_times(by[most] / flags[most])} as much" for text, by in costs.items()
               if by is not flags and most in by]  # fmt: skip
     steps = step_times(frame)
     beside = f"; a whole step of serial/compiled takes {_listed(steps)}" if steps else ""
-    return _say(
+    return say(
         f"On {name}, with {most} threads, a barrier of flags costs {plots.duration(flags[most])}"
         f"{', ' if others else ''}{', '.join(others)}{beside}",
         *fared,
@@ -813,7 +813,7 @@ def rows_or_batch(frame: pd.DataFrame) -> Markdown:
         _fared("one sequence, from H = 128 on: threads/rows is ahead", alone),
     ]
     if not line:
-        return _say(NOT_MEASURED, *fared)
+        return say(NOT_MEASURED, *fared)
     found = plots.crossing(line)
     if found:
         cross = f"is level with threads/rows or ahead from about B = {plots.short(found)} on"
@@ -823,7 +823,7 @@ def rows_or_batch(frame: pd.DataFrame) -> Markdown:
         cross = f"does not reach threads/rows up to B = {max(line):,}"
     where = ", ".join(f"{f'from B = {B:,} on' if B else 'never'} at H = {H:,}" for H, B in sorted(from_on.items()))
     mapped = f"; of the sizes in the map: {where}" if where else ""
-    return _say(f"{_where(frame)}, threads/batch {cross} ({fixed}){mapped}", *fared)
+    return say(f"{_where(frame)}, threads/batch {cross} ({fixed}){mapped}", *fared)
 
 
 def pipeline_ideals(frame: pd.DataFrame) -> dict[str, dict[int, float]]:
@@ -856,10 +856,10 @@ def pipeline(frame: pd.DataFrame) -> Markdown:
     outcomes = {f"{n} layer{'s' * (n > 1)} ({plots.percent(share)})": share >= 0.8 for n, share in shares.items()}
     fared = _fared("at least 80% of what the longest stage and the threads allow, with 1 layer as with more", outcomes)
     if not shares:
-        return _say(NOT_MEASURED, fared)
+        return say(NOT_MEASURED, fared)
     parts = [f"{plots.percent(share)} with {n} layer{'s' * (n > 1)} ({plots.ratio(ratios[n])} of "
              f"{plots.ratio(most[n])} times)" for n, share in shares.items()]  # fmt: skip
-    return _say(
+    return say(
         f"{_where(frame)}, threads/wavefront on {threads} threads reaches, over serial/compiled, of what the longest "
         f"stage and the threads allow: {', '.join(parts)} ({fixed})",
         fared,
@@ -902,13 +902,13 @@ def weights(frame: pd.DataFrame, name: str) -> Markdown:
                {f"H = {H:,} ({_times(between[H])})": between[H] > max(inside.values()) for H in between if inside}),
     ]  # fmt: skip
     if not one or not many:
-        return _say(NOT_MEASURED, *fared)
+        return say(NOT_MEASURED, *fared)
     best = {method: max(by, key=by.__getitem__) for method, by in speeds.items()}
     last = {method: max(by) for method, by in speeds.items()}
     parts = [f"{method} reads W at up to {plots.short(speeds[method][best[method]])} GB/s (at H = {best[method]:,}) "
              f"and at {plots.short(speeds[method][last[method]])} at H = {last[method]:,}"
              for method in plots.in_order(speeds)]  # fmt: skip
-    return _say(f"{_where(frame)}, U x and V h included, {'; '.join(parts)} ({_fixed(fixed)})", *fared)
+    return say(f"{_where(frame)}, U x and V h included, {'; '.join(parts)} ({_fixed(fixed)})", *fared)
 
 
 HALVED = ("serial/compiled", "threads/rows", "threads/batch", "threads/wavefront")  # have the option dtype="bfloat16"
@@ -990,10 +990,10 @@ def bfloat16(bits: pd.DataFrame, speed: Mapping[tuple[str, int], plots.Median]) 
     ]  # fmt: skip
     gains = {key: value.value for key, value in speed.items()}
     if bits.empty or not gains:
-        return _say(NOT_MEASURED, *fared)
+        return say(NOT_MEASURED, *fared)
     best, worst = max(gains, key=gains.__getitem__), min(gains, key=gains.__getitem__)
     error = plots.short(1e6 * bits["error bfloat16"].max())
-    return _say(
+    return say(
         f"On {machine.name()}, here and now, bfloat16 weights are {_compared(gains[worst], 'float32')} in {worst[0]} "
         f"at H = {worst[1]:,} and {_times(gains[best])} in {best[0]} at H = {best[1]:,}, with one sequence; on the "
         f"trained networks they change the bits per character by at most {plots.short(1e3 * lost.max())} thousandths, "
@@ -1065,10 +1065,10 @@ def model_error(table: pd.DataFrame, name: str = "") -> Markdown:
     fared = _fared("for each method, half of the predictions are within 25% of the measurement", outcomes)
     rest = [fared, *(_warning(peaks(name)) if name else [])]
     if len(table) < 2:
-        return _say(NOT_MEASURED, *rest)
+        return say(NOT_MEASURED, *rest)
     best, worst = min(medians, key=medians.__getitem__), max(medians, key=medians.__getitem__)
     each = f", by method from {plots.percent(medians[best])} ({best}) to {plots.percent(medians[worst])} ({worst})"
-    return _say(
+    return say(
         f"{_where(table)}, the model is off by {plots.percent(away.median())} in the median over {len(table):,} points"
         f"{each if len(medians) > 1 else ''}",
         *rest,
@@ -1123,7 +1123,7 @@ def choice(frame: pd.DataFrame, table: pd.DataFrame) -> Markdown:
                    {f"{label(s)} ({_times(s['auto'])})": s["auto"] <= 1.1
                     for _, s in table.sort_values("auto", ascending=False).iterrows()})  # fmt: skip
     if table.empty:
-        return _say(NOT_MEASURED, fared)
+        return say(NOT_MEASURED, fared)
     worst = table.loc[table["auto"].idxmax()]
     singles = {name: (table[name] <= 1.1).sum() for name in model.AUTO}
     single = max(singles, key=singles.__getitem__)
@@ -1131,7 +1131,7 @@ def choice(frame: pd.DataFrame, table: pd.DataFrame) -> Markdown:
         f"its dearest choice, {worst['pick']} instead of {worst['best']} at {label(worst)}, takes "
         f"{_times(worst['auto'])} as long" if worst["auto"] > 1 else "it never picks another than the best"
     )  # fmt: skip
-    return _say(
+    return say(
         f"{_where(frame)}, auto is within 10% of the best measured method at "
         f"{plots.percent(1 - len(wrong) / len(table))} of {len(table):,} points and within 3% at "
         f"{plots.percent((table['auto'] <= 1.03).mean())}; {loses}; {single} for everything, the best single method, "
@@ -1217,9 +1217,9 @@ def peers(frame: pd.DataFrame, table: pd.DataFrame) -> Markdown:
                {f"{s['label']} ({_times(s['ratio'])}, {s['best']})": s["ratio"] >= 1.05 for _, s in table.iterrows()}),
     ]  # fmt: skip
     if table.empty:
-        return _say(NOT_MEASURED, *fared)
+        return say(NOT_MEASURED, *fared)
     worst, threads = table.iloc[0], int(frame["threads"].max())
-    return _say(
+    return say(
         f"{_where(frame)}, on {threads} threads, auto is {_times(mean)} as fast as the best peer in the geometric mean "
         f"over {len(table)} shapes, and {_times(worst['ratio'])} as fast as {worst['best']} at the worst, "
         f"{worst['label']}",
