@@ -4,6 +4,7 @@ Letters: T steps, B batch, I input, H hidden, O output, L layers. x (T,B,I), h (
 Each strategy is one parallel region from input to softmax: threads start once a call, and every product, tanh and
 softmax is done by them (rnnpar/kernels); NumPy's BLAS and its own threads take no part. A `body` is what one thread
 does; its `region` is the same in a prange, one iteration a thread (rnnpar/kernels/team.py makes sure of that).
+A `mark` says what a thread begins to do; without the option `trace` it is no code at all (rnnpar/kernels/trace.py).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from rnnpar.kernels.forward import (
 from rnnpar.kernels.jit import jit
 from rnnpar.kernels.team import Team
 from rnnpar.kernels.tile import ROWS, WIDTH, Packed, aligned, round_up
+from rnnpar.kernels.trace import DONE, INPUTS, OUTPUTS, STEPS, WAIT, mark
 from rnnpar.network import RNN
 
 Forward = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -37,7 +39,7 @@ Forward = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 @jit()
-def timestep_body(rank, size, x, h0, y, h, panels, bias, table, states, logits, ready, T, B, sizes):
+def timestep_body(rank, size, x, h0, y, h, panels, bias, table, states, logits, ready, T, B, sizes, trace):
     L, I, H, _, _ = sizes
     Q = (H + WIDTH - 1) // WIDTH
     ld = Q * WIDTH
@@ -45,35 +47,42 @@ def timestep_body(rank, size, x, h0, y, h, panels, bias, table, states, logits, 
         for l in range(L):
             u, w, b = table[l]
             now = (l * T + t) * B * ld
+            mark(trace, rank, INPUTS)
             if l == 0:
                 inputs(x, t * B * I, B * I, I, 1, B, I, panels, u, bias, b, states, now, ld, 0, Q)
             else:
                 below = ((l - 1) * T + t) * B * ld
                 inputs(states, below, B * ld, ld, 1, B, H, panels, u, bias, b, states, now, ld, 0, Q)
             if t == 0:
+                mark(trace, rank, STEPS)
                 step(h0, l * B * H, H, B, H, panels, w, states, now, ld, 0, Q, t)
             else:
+                mark(trace, rank, WAIT)
                 wait_until(ready, (t - 1) * LINE, l + 1)  # spin until another thread has published h[t-1]
+                mark(trace, rank, STEPS)
                 step(states, now - B * ld, ld, B, H, panels, w, states, now, ld, 0, Q, t)
             store_release(ready, t * LINE, l + 1)
         v, _, c = table[L]
         top = ((L - 1) * T + t) * B * ld
         own = logits[rank]
+        mark(trace, rank, OUTPUTS)
         outputs(states, top, ld, 0, B, panels, v, bias, c, own, ROWS, y, t, 0, B, B, sizes)
     if rank == 0:
+        mark(trace, rank, WAIT)
         wait_until(ready, (T - 1) * LINE, L)
         for l in range(L):
             for j in range(B):
                 copy(states, ((l * T + T - 1) * B + j) * ld, h, (l * B + j) * H, H)
+    mark(trace, rank, DONE)
 
 
 @jit(parallel=True)
-def timestep_region(size, x, h0, y, h, panels, bias, table, states, logits, ready, T, B, sizes):
+def timestep_region(size, x, h0, y, h, panels, bias, table, states, logits, ready, T, B, sizes, trace):
     for rank in prange(size):
-        timestep_body(np.int64(rank), size, x, h0, y, h, panels, bias, table, states, logits, ready, T, B, sizes)
+        timestep_body(np.int64(rank), size, x, h0, y, h, panels, bias, table, states, logits, ready, T, B, sizes, trace)
 
 
-def timestep(net: RNN, threads: int) -> Forward:
+def timestep(net: RNN, threads: int, trace: bool = False) -> Forward:
     """One thread a time step, as the origin did it: step t spins on h[t-1], then does its own W h, V h and softmax.
 
     Parallelises: time steps, dealt out to the threads in turn; but W h[t-1] waits for the step before, so that only
@@ -81,7 +90,7 @@ def timestep(net: RNN, threads: int) -> Forward:
     Moves: all of U, W and V into every core's cache, and h to the next thread in every step. Keeps all T states.
     """
     packed = Packed.of(net)
-    team = Team(threads, timestep_body, timestep_region)
+    team = Team(threads, timestep_body, timestep_region, trace)
 
     def forward(x: np.ndarray, h0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         T, B, _ = x.shape
@@ -89,7 +98,7 @@ def timestep(net: RNN, threads: int) -> Forward:
         y, h = plan.results()
         states = aligned(net.num_layers * T * B * round_up(net.hidden_size, WIDTH))
         logits = aligned(threads * ROWS * round_up(net.output_size, WIDTH)).reshape(threads, -1)
-        team.run(
+        forward.info = team.traced(
             x.ravel(), h0.ravel(), y.ravel(), h.ravel(), packed.panels, packed.bias, packed.table,
             states, logits, np.zeros(T * LINE, np.int64), T, B, plan.sizes,
         )  # fmt: skip
@@ -102,7 +111,7 @@ def timestep(net: RNN, threads: int) -> Forward:
 
 
 @jit()
-def rows_body(rank, size, x, h0, y, h, panels, bias, table, states, logits, sync, block, chunk, T, B, sizes):
+def rows_body(rank, size, x, h0, y, h, panels, bias, table, states, logits, sync, block, chunk, T, B, sizes, trace):
     L, I, H, O, calm = sizes
     Q = (H + WIDTH - 1) // WIDTH
     ld = Q * WIDTH
@@ -116,6 +125,7 @@ def rows_body(rank, size, x, h0, y, h, panels, bias, table, states, logits, sync
         for l in range(L):
             u, w, b = table[l]
             s0 = (2 * l + parity) * half
+            mark(trace, rank, INPUTS)
             if l == 0:
                 inputs(x, t0 * B * I, B * I, I, steps, B, I, panels, u, bias, b, states, s0, ld, q0, q1)
             else:
@@ -123,6 +133,7 @@ def rows_body(rank, size, x, h0, y, h, panels, bias, table, states, logits, sync
                 inputs(states, below, B * ld, ld, steps, B, H, panels, u, bias, b, states, s0, ld, q0, q1)
             for t in range(steps):
                 now = s0 + t * B * ld
+                mark(trace, rank, STEPS)
                 if t > 0:
                     step(states, now - B * ld, ld, B, H, panels, w, states, now, ld, q0, q1, t)
                 elif t0 > 0:
@@ -131,9 +142,11 @@ def rows_body(rank, size, x, h0, y, h, panels, bias, table, states, logits, sync
                 else:
                     step(h0, l * B * H, H, B, H, panels, w, states, now, ld, q0, q1, t)
                 epoch += 1
+                mark(trace, rank, WAIT)
                 barrier(sync, rank, size, epoch)  # all of h[t] is there before anyone begins h[t+1]
         v, _, c = table[L]
         top = (2 * (L - 1) + parity) * half
+        mark(trace, rank, OUTPUTS)
         if steps * B >= 4 * size or steps * B > block:  # enough rows for every thread
             r0, r1 = share(steps * B, rank, size)
             outputs(states, top, ld, r0, r1, panels, v, bias, c, logits[rank], block, y, t0, 0, B, B, sizes)
@@ -141,12 +154,15 @@ def rows_body(rank, size, x, h0, y, h, panels, bias, table, states, logits, sync
             p0, p1 = O_panels * rank // size, O_panels * (rank + 1) // size
             output_logits(states, top, ld, steps * B, H, panels, v, bias, c, logits[0], O, p0, p1)
             epoch += 1
+            mark(trace, rank, WAIT)
             barrier(sync, rank, size, epoch)  # softmax needs the logits of all threads
+            mark(trace, rank, OUTPUTS)
             for r in range(rank, steps * B, size):
                 output_row(logits[0], r, False, y, t0, r, 0, B, B, O, calm)
         previous = (steps - 1) * B * ld
     if rank == 0:
         last_states(states, parity, half, previous, ld, h, 0, B, B, L, H)
+    mark(trace, rank, DONE)
 
 
 @jit()
@@ -158,14 +174,31 @@ def share(rows, rank, size):
 
 
 @jit(parallel=True)
-def rows_region(size, x, h0, y, h, panels, bias, table, states, logits, sync, block, chunk, T, B, sizes):
+def rows_region(size, x, h0, y, h, panels, bias, table, states, logits, sync, block, chunk, T, B, sizes, trace):
     for rank in prange(size):
         rows_body(
-            np.int64(rank), size, x, h0, y, h, panels, bias, table, states, logits, sync, block, chunk, T, B, sizes
+            np.int64(rank),
+            size,
+            x,
+            h0,
+            y,
+            h,
+            panels,
+            bias,
+            table,
+            states,
+            logits,
+            sync,
+            block,
+            chunk,
+            T,
+            B,
+            sizes,
+            trace,
         )
 
 
-def rows(net: RNN, threads: int, dtype: str = "float32") -> Forward:
+def rows(net: RNN, threads: int, dtype: str = "float32", trace: bool = False) -> Forward:
     """Every step shared by all threads: each owns some rows of W, and computes those elements of h[t].
 
     Parallelises: rows of U and W; then rows of the output (steps and sequences; where these are too few, rows of V
@@ -174,7 +207,7 @@ def rows(net: RNN, threads: int, dtype: str = "float32") -> Forward:
     fast: together they hold twice as much), and h, H floats a sequence, between the cores in every step.
     """
     packed = Packed.of(net, dtype)
-    team = Team(threads, rows_body, rows_region)
+    team = Team(threads, rows_body, rows_region, trace)
     sync = aligned(threads * LINE, np.int64)
     kept: dict = {}
 
@@ -186,7 +219,7 @@ def rows(net: RNN, threads: int, dtype: str = "float32") -> Forward:
         plan = kept["plan"]
         y, h = plan.results()
         sync.fill(0)
-        team.run(
+        forward.info = team.traced(
             x.ravel(), h0.ravel(), y.ravel(), h.ravel(), packed.panels, packed.bias, packed.table,
             kept["states"], kept["logits"], sync, plan.block, plan.chunk, T, B, plan.sizes,
         )  # fmt: skip
@@ -199,28 +232,31 @@ def rows(net: RNN, threads: int, dtype: str = "float32") -> Forward:
 
 
 @jit()
-def batch_body(rank, size, x, h0, y, h, panels, bias, table, states, logits, block, chunk, T, B, sizes):
+def batch_body(rank, size, x, h0, y, h, panels, bias, table, states, logits, block, chunk, T, B, sizes, trace):
     first, end = B * rank // size, B * (rank + 1) // size
     if end > first:
         sequences(
-            x, h0, y, h, panels, bias, table, states[rank], logits[rank], block, chunk, T, B, first, end - first, sizes
-        )
+            x, h0, y, h, panels, bias, table, states[rank], logits[rank], block, chunk, T, B, first, end - first, sizes,
+            rank, trace,
+        )  # fmt: skip
 
 
 @jit(parallel=True)
-def batch_region(size, x, h0, y, h, panels, bias, table, states, logits, block, chunk, T, B, sizes):
+def batch_region(size, x, h0, y, h, panels, bias, table, states, logits, block, chunk, T, B, sizes, trace):
     for rank in prange(size):
-        batch_body(np.int64(rank), size, x, h0, y, h, panels, bias, table, states, logits, block, chunk, T, B, sizes)
+        batch_body(
+            np.int64(rank), size, x, h0, y, h, panels, bias, table, states, logits, block, chunk, T, B, sizes, trace
+        )
 
 
-def batch(net: RNN, threads: int, dtype: str = "float32") -> Forward:
+def batch(net: RNN, threads: int, dtype: str = "float32", trace: bool = False) -> Forward:
     """Every thread takes its own sequences from the first step to the last, exactly as `serial/compiled` does.
 
     Parallelises: the batch. Synchronises: nothing. Moves: all of W into every core in every step; nothing between
     cores. With fewer sequences than threads, the other threads have nothing to do.
     """
     packed = Packed.of(net, dtype)
-    team = Team(threads, batch_body, batch_region)
+    team = Team(threads, batch_body, batch_region, trace)
     kept: dict = {}
 
     def forward(x: np.ndarray, h0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -230,7 +266,7 @@ def batch(net: RNN, threads: int, dtype: str = "float32") -> Forward:
             kept.update(shape=(T, B), plan=plan, states=plan.states(threads), logits=plan.logits(threads))
         plan = kept["plan"]
         y, h = plan.results()
-        team.run(
+        forward.info = team.traced(
             x.ravel(), h0.ravel(), y.ravel(), h.ravel(), packed.panels, packed.bias, packed.table,
             kept["states"], kept["logits"], plan.block, plan.chunk, T, B, plan.sizes,
         )  # fmt: skip
@@ -245,7 +281,9 @@ SLOTS = 3  # chunks of states that a layer keeps: one being begun, one in the re
 
 
 @jit()
-def wavefront_body(rank, size, x, h0, y, h, panels, bias, table, states, logits, done, block, chunk, T, B, sizes):
+def wavefront_body(
+    rank, size, x, h0, y, h, panels, bias, table, states, logits, done, block, chunk, T, B, sizes, trace
+):
     L, I, H, _, _ = sizes
     Q = (H + WIDTH - 1) // WIDTH
     ld = Q * WIDTH
@@ -264,8 +302,10 @@ def wavefront_body(rank, size, x, h0, y, h, panels, bias, table, states, logits,
                 s0 = (l * SLOTS + c % SLOTS) * slot
                 t0 = c * chunk
                 steps = min(chunk, T - t0)
+                mark(trace, rank, WAIT)
                 if stage == 2 * L:
                     wait_for(done, chunks, stage - 1, c)
+                    mark(trace, rank, OUTPUTS)
                     top = ((L - 1) * SLOTS + c % SLOTS) * slot
                     v, _, b = table[L]
                     own = logits[rank]
@@ -274,15 +314,18 @@ def wavefront_body(rank, size, x, h0, y, h, panels, bias, table, states, logits,
                     wait_for(done, chunks, stage + 1, c - SLOTS + 1)  # the slot's last state was the next chunk's first
                     wait_for(done, chunks, stage + 2, c - SLOTS)  # and what the slot held has been read above
                     u, _, b = table[l]
+                    if l > 0:
+                        wait_for(done, chunks, stage - 1, c)
+                    mark(trace, rank, INPUTS)
                     if l == 0:
                         inputs(x, t0 * B * I, B * I, I, steps, B, I, panels, u, bias, b, states, s0, ld, 0, Q)
                     else:
-                        wait_for(done, chunks, stage - 1, c)
                         below = ((l - 1) * SLOTS + c % SLOTS) * slot
                         inputs(states, below, B * ld, ld, steps, B, H, panels, u, bias, b, states, s0, ld, 0, Q)
                 else:
                     wait_for(done, chunks, stage - 1, c)
                     wait_for(done, chunks, stage, c - 1)
+                    mark(trace, rank, STEPS)
                     w = table[l, 1]
                     if c == 0:
                         step(h0, l * B * H, H, B, H, panels, w, states, s0, ld, 0, Q, 0)
@@ -298,6 +341,7 @@ def wavefront_body(rank, size, x, h0, y, h, panels, bias, table, states, logits,
                 store_release(done, (stage * chunks + c) * LINE, 1)
                 mine = fetch_add(done, tickets * chunks * LINE, 1)
             number += 1
+    mark(trace, rank, DONE)
 
 
 @jit()
@@ -308,14 +352,31 @@ def wait_for(done, chunks, stage, c):
 
 
 @jit(parallel=True)
-def wavefront_region(size, x, h0, y, h, panels, bias, table, states, logits, done, block, chunk, T, B, sizes):
+def wavefront_region(size, x, h0, y, h, panels, bias, table, states, logits, done, block, chunk, T, B, sizes, trace):
     for rank in prange(size):
         wavefront_body(
-            np.int64(rank), size, x, h0, y, h, panels, bias, table, states, logits, done, block, chunk, T, B, sizes
+            np.int64(rank),
+            size,
+            x,
+            h0,
+            y,
+            h,
+            panels,
+            bias,
+            table,
+            states,
+            logits,
+            done,
+            block,
+            chunk,
+            T,
+            B,
+            sizes,
+            trace,
         )
 
 
-def wavefront(net: RNN, threads: int, dtype: str = "float32") -> Forward:
+def wavefront(net: RNN, threads: int, dtype: str = "float32", trace: bool = False) -> Forward:
     """A pipeline over time: while one layer is at a chunk of steps, the layer above is at the chunk before.
 
     Each layer is two stages, U x and the recurrence, and the output is one more, so that even one layer gives a
@@ -326,7 +387,7 @@ def wavefront(net: RNN, threads: int, dtype: str = "float32") -> Forward:
     another core when another thread takes its next chunk, so once in a chunk and not in every step.
     """
     packed = Packed.of(net, dtype)
-    team = Team(threads, wavefront_body, wavefront_region)
+    team = Team(threads, wavefront_body, wavefront_region, trace)
     stages = 2 * net.num_layers + 1
     kept: dict = {}
 
@@ -342,7 +403,7 @@ def wavefront(net: RNN, threads: int, dtype: str = "float32") -> Forward:
         plan = kept["plan"]
         y, h = plan.results()
         kept["done"].fill(0)
-        team.run(
+        forward.info = team.traced(
             x.ravel(), h0.ravel(), y.ravel(), h.ravel(), packed.panels, packed.bias, packed.table,
             kept["states"], kept["logits"], kept["done"], plan.block, kept["chunk"], T, B, plan.sizes,
         )  # fmt: skip

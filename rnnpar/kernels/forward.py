@@ -21,6 +21,7 @@ import numpy as np
 from rnnpar.kernels.activations import exp_inplace, scale_into, softmax_row, sum_of, tanh_inplace
 from rnnpar.kernels.jit import jit
 from rnnpar.kernels.tile import ROWS, WIDTH, Packed, aligned, multiply, round_up
+from rnnpar.kernels.trace import DONE, INPUTS, OUTPUTS, STEPS, mark
 from rnnpar.network import RNN
 
 # float32 elements of one chunk's states, of which there are two: a quarter of what W has, within these bounds. Each
@@ -106,11 +107,12 @@ def output_row(logits, i, is_exp, y, t0, r, first, count, B, O, calm):
 
 
 @jit()
-def sequences(x, h0, y, h, panels, bias, table, states, logits, block, chunk, T, B, first, count, sizes):
+def sequences(x, h0, y, h, panels, bias, table, states, logits, block, chunk, T, B, first, count, sizes, rank, trace):
     """The whole forward pass of `count` sequences of a batch of B, from number `first`, by one thread.
 
     states: (L, 2, chunk * count * ld), logits: (block * ldo), both flat; sizes as in Plan. Chunks alternate
-    between the two halves of `states`, so that the last state of one is there when the next begins.
+    between the two halves of `states`, so that the last state of one is there when the next begins. `rank` and
+    `trace`: as trace.mark takes them.
     """
     L, I, H, _, _ = sizes
     Q = (H + WIDTH - 1) // WIDTH
@@ -123,11 +125,13 @@ def sequences(x, h0, y, h, panels, bias, table, states, logits, block, chunk, T,
         for l in range(L):
             u, w, b = table[l]
             s0 = (2 * l + parity) * half
+            mark(trace, rank, INPUTS)
             if l == 0:
                 inputs(x, (t0 * B + first) * I, B * I, I, steps, count, I, panels, u, bias, b, states, s0, ld, 0, Q)
             else:
                 below = (2 * (l - 1) + parity) * half
                 inputs(states, below, count * ld, ld, steps, count, H, panels, u, bias, b, states, s0, ld, 0, Q)
+            mark(trace, rank, STEPS)
             if t0 == 0:
                 step(h0, (l * B + first) * H, H, count, H, panels, w, states, s0, ld, 0, Q, 0)
             else:
@@ -137,9 +141,11 @@ def sequences(x, h0, y, h, panels, bias, table, states, logits, block, chunk, T,
                 step(states, now - count * ld, ld, count, H, panels, w, states, now, ld, 0, Q, t)
         v, _, c = table[L]
         top = (2 * (L - 1) + parity) * half
+        mark(trace, rank, OUTPUTS)
         outputs(states, top, ld, 0, steps * count, panels, v, bias, c, logits, block, y, t0, first, count, B, sizes)
         previous = (steps - 1) * count * ld
     last_states(states, parity, half, previous, ld, h, first, count, B, L, H)
+    mark(trace, rank, DONE)
 
 
 @jit(inline="always")
@@ -234,6 +240,6 @@ class OneThread:
         y, h = plan.results()
         sequences(
             x.ravel(), h0.ravel(), y.ravel(), h.ravel(), packed.panels, packed.bias, packed.table,
-            self.states, self.logits, plan.block, plan.chunk, T, B, 0, B, plan.sizes,
+            self.states, self.logits, plan.block, plan.chunk, T, B, 0, B, plan.sizes, 0, None,
         )  # fmt: skip
         return y, h

@@ -11,6 +11,7 @@ GIL; they take some tens of microseconds to start, and are always right.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -20,6 +21,7 @@ import numba
 import numpy as np
 from numba import prange
 
+from rnnpar.kernels import trace
 from rnnpar.kernels.atomics import LINE, fetch_add, load_acquire, yield_core
 from rnnpar.kernels.jit import jit
 
@@ -30,13 +32,25 @@ class Team:
     """`size` threads for `body(rank, size, *arguments)`; `launcher`, what starts them: "caller", "openmp" or "python".
 
     `region` is the same body inside a prange: `for rank in prange(size): body(rank, size, *arguments)`.
+    `marks`, with tracing, is what a body takes as its last argument, `trace`; without, it is None.
     """
 
-    def __init__(self, size: int, body: Callable[..., None], region: Callable[..., None]):
+    def __init__(self, size: int, body: Callable[..., None], region: Callable[..., None], traced: bool = False):
         self.size = size
         self.body = body
         self.region = region
+        self.marks = trace.buffer(size) if traced else None
         self.launcher = "caller" if size == 1 else "openmp" if openmp_meets(size) else "python"
+
+    def traced(self, *arguments: Any) -> dict[str, Any]:
+        """`run` with the marks as last argument; returns what a runner tells as `info`: {"trace": ...}, or nothing."""
+        if self.marks is None:
+            self.run(*arguments, None)
+            return {}
+        self.marks[:, 0] = 0
+        start = time.clock_gettime_ns(trace.CLOCK)
+        self.run(*arguments, self.marks)
+        return {"trace": trace.Trace.of(self.marks, start, time.clock_gettime_ns(trace.CLOCK))}
 
     def run(self, *arguments: Any) -> None:
         """Run the body once on every thread, and return when all have ended."""
