@@ -18,6 +18,7 @@ import pytest
 import rnnpar
 from rnnpar import registry
 from rnnpar.backends import mpi_start
+from rnnpar.runner import Runner
 from tests.conftest import assert_matches_oracle, random_input
 
 pytest.importorskip("mpi4py")
@@ -102,7 +103,7 @@ def ended(pids: list[int], seconds: float = 10) -> bool:
     return True
 
 
-def often(run: rnnpar.runner.Runner, x: np.ndarray) -> None:
+def often(run: Runner, x: np.ndarray) -> None:
     for _ in range(100):
         run(x)
 

@@ -14,13 +14,14 @@ import pytest
 import rnnpar
 from rnnpar import machine, registry
 from rnnpar.backends import peers
+from rnnpar.runner import Runner
 from tests.conftest import assert_matches_oracle, random_input
 
 ROOT = Path(__file__).parents[2]
 X, H0 = np.zeros((3, 2, 4), np.float32), np.ones((1, 2, 5), np.float32)
 
 
-def prepare(name: str, net: rnnpar.RNN) -> rnnpar.runner.Runner:
+def prepare(name: str, net: rnnpar.RNN) -> Runner:
     for module, _ in registry.find(name).requires:
         pytest.importorskip(module)
     return rnnpar.prepare(net, name, threads=machine.cores_allowed())
