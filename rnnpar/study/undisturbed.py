@@ -20,7 +20,7 @@ BOUND = 0.03  # of the time: what we predict that Dask costs at most
 LIMIT_S = 60.0
 
 
-def beside_dask(rounds: int = 7, H: int = 256, T: int = 128) -> pd.DataFrame:
+def beside_dask(rounds: int = 5, H: int = 256, T: int = 1024) -> pd.DataFrame:
     """Seconds of a call, a row a round and method: columns method, alone, dask. Empty where Dask is not installed."""
     try:
         from distributed import Client, LocalCluster
@@ -40,7 +40,7 @@ def beside_dask(rounds: int = 7, H: int = 256, T: int = 128) -> pd.DataFrame:
     ):
         try:
             for turn in range(rounds + 1):
-                request = ("measure", point, methods, 9, 0.1, 1.0, [turn])
+                request = ("measure", point, methods, 150, 0.5, 1.0, [turn])  # a team needs 0.1 s to find its cores
                 theirs = client.submit(cluster.ask_bench, "beside", request[0], request[1:], LIMIT_S, False, pure=False)
                 dask = _medians(theirs.result(timeout=2 * LIMIT_S))
                 alone = _medians(lone.ask(*request, limit_s=LIMIT_S))
