@@ -47,7 +47,7 @@ USERS_OWN = dict(os.environ)
 def environment():
     """What Dask's nannies set in this process too, later tests must not find."""
     yield
-    for name in set(os.environ) - set(USERS_OWN):
+    for name in set(os.environ) - set(USERS_OWN) - {"PYTEST_CURRENT_TEST"}:
         del os.environ[name]
 
 
