@@ -18,7 +18,6 @@ import queue
 import subprocess
 import sys
 import threading
-import time
 import traceback
 import weakref
 from collections.abc import Mapping, Sequence
@@ -33,7 +32,6 @@ from rnnpar.study import store, sweep
 
 IDLE_S = 120.0  # a bench that nobody asks for so long ends; the next request starts another
 END_S = 5.0
-QUIET_S = 0.05  # after a request: threads that wake while Dask still sends messages may end up on one core
 
 
 class BenchDied(RuntimeError):
@@ -143,7 +141,6 @@ def measure(
 ) -> list[store.Row]:
     """One shape's rows, as measure.measure_group gives them; `seed` draws the order of the rounds."""
     with _turn():
-        time.sleep(QUIET_S)
         return measuring.measure_group(point, methods, samples, budget_s, np.random.default_rng(seed), limit_s)
 
 
