@@ -173,4 +173,5 @@ def array_bytes(kind: int, T: int, B: int, H: int, S: int, itemsize: int) -> int
     states, n = T * B * H, math.ceil(T / S)
     padded = S * n * B * H
     maps = 2 * S * B * H * H if kind == DENSE else 0
-    return itemsize * (3 * states + 3 * padded + maps)
+    factors = 2 * states + 2 * padded if kind == DIAGONAL else 0  # a[t], and what the scan makes of it
+    return itemsize * (3 * states + 3 * padded + maps + factors)

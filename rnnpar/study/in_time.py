@@ -192,7 +192,8 @@ def main(arguments: list[str] | None = None) -> int:
     rng, samples = np.random.default_rng(0), 3 if options.quick else 9
     try:
         store.check_writable()
-        store.save_machine(machine.describe())
+        if not (store.results_folder() / "machine.json").exists():
+            store.save_machine(machine.describe())
         machine.peaks()
         todo = cases(options.quick)
         store.append(measure_scans(3 if options.quick else SCAN_ROUNDS), EXPERIMENT)
