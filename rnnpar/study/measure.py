@@ -35,9 +35,9 @@ except ImportError:  # Windows: two sweeps at once are not kept apart there
 BOUND = 1e-5  # the largest relative error to the oracle that a float32 method may have
 SAMPLE_S = 1e-3  # a sample lasts at least this long: the clock and the call's overhead vanish in it
 SETTLE_S = 20e-3  # calls shorter than this have one untimed call of the same method before each sample
-APART = ("mpi", "peers")  # backends that compute in processes of their own; before a sample of theirs comes
+APART = ("mpi", "peers")  # backends that compute in processes of their own; before a sample beside theirs comes
 PAUSE_S = 10e-3  # a pause, in which this process's threads, still spinning after their last call, go to sleep; and
-AWAKE_S = 5e-3  # so many seconds of untimed calls, in which theirs awake
+AWAKE_S = 20e-3  # so many seconds of untimed calls, in which theirs awake, and the system gives each a core again
 FEWEST = 3  # samples of a method whose calls are within the limit
 
 ORIGIN = {"origin-large": (50, 50, 8_000, 15, 1), "origin-small": (120, 120, 10_000, 50, 1)}  # H, I, O, T, B
@@ -135,9 +135,10 @@ def measure_group(
     try:
         for index in rng.permutation(len(trials)):
             trials[index].start(problem, samples, budget_s, limit_s)
+        apart = any(registry.find(trial.method).backend in APART for trial in trials)
         while due := [trial for trial in trials if trial.rounds]:
             for index in rng.permutation(len(due)):
-                due[index].sample(problem)
+                due[index].sample(problem, apart)
     finally:
         for trial in trials:
             trial.close()
@@ -183,15 +184,16 @@ class Trial:
         self.settle = call_s < SETTLE_S
         self.rounds = max(min(samples, FEWEST), min(samples, int(budget_s / (call_s * (self.calls + self.settle)))))
 
-    def sample(self, problem: Problem) -> None:
-        """Take one sample: the mean over back-to-back calls, the last of which is checked."""
+    def sample(self, problem: Problem, apart: bool = False) -> None:
+        """Take one sample: the mean over back-to-back calls, the last of which is checked.
+
+        `apart`: whether some of the methods that take turns compute in processes of their own.
+        """
         self.rounds -= 1
         try:
-            if registry.find(self.method).backend in APART:
+            if apart:
                 time.sleep(PAUSE_S)
-                spent = 0.0
-                while spent < AWAKE_S:
-                    spent += max(self.runner.timed(problem.x)[0], 1e-5)
+                self._awaken(problem)
             if self.settle:  # the methods before it have taken the caches and left their threads spinning
                 self.runner.timed(problem.x)
             total = 0.0
@@ -250,6 +252,12 @@ class Trial:
         self.status, self.rounds = "inaccurate", 0
         self.message = f"relative error {error:.2g}, over the bound of {bound:.0e}"
         return False
+
+    def _awaken(self, problem: Problem) -> None:
+        """Call, untimed, until whatever computes is awake and has its core."""
+        end = time.perf_counter() + AWAKE_S
+        while time.perf_counter() < end:
+            self.runner.timed(problem.x)
 
     def _warm_up(self, problem: Problem, call_s: float) -> float:
         """Call until a sample's length has passed; the shortest call of all, in seconds."""
