@@ -20,7 +20,7 @@ endif
 RUN := $(if $(ACTIVE),$(ACTIVE)/bin/python,.venv/bin/python)
 READY := $(if $(ACTIVE),,.venv/.ready)
 
-SOURCES := $(shell find rnnpar -name '*.py' -o -name '*.yaml')
+SOURCES := $(shell find rnnpar -name '*.py' -o -name '*.yaml' -o -name '*.cuh')
 CODE := rnnpar tests data notebooks/*.ipynb
 CHAPTERS := $(wildcard notebooks/[0-9][0-9]*.ipynb)
 RESULTS := $(wildcard data/results/*/*.csv)

@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rnnpar.kernels import launch
+from rnnpar.kernels import cluster_plan, launch
 from rnnpar.kernels.launch import Device, DoesNotFit, plan_block, plan_persistent
 from rnnpar.model import Work
 
@@ -278,29 +278,17 @@ def _persistent(model: GpuModel, work: Work, options: Options) -> Prediction:
 
 
 def _cluster(model: GpuModel, work: Work, options: Options) -> Prediction:
-    """As many blocks as hold W, at most 16; slices of the batch over clusters, as many at a time as have room."""
-    device, rates, dtype = model.device, model.rates, options.get("dtype", "float32")
+    """A step by the plan that the kernel is launched with; slices of the batch over clusters, which take turns."""
+    device, dtype = model.device, options.get("dtype", "float32")
     if device.cluster < 2:
         raise DoesNotFit("cupy_gpu/cluster", "blocks a cluster", 2, device.cluster, f"on {device.name}")
-    size = _size(work, options)
-    room = 0.6 * 4 * device.registers + device.shared_per_block - 32 * launch.KIB  # a block's, for weights
-    needed = math.ceil(size / room)
-    if needed > device.cluster:
-        raise DoesNotFit(f"cupy_gpu/cluster with H = {work.H}, {dtype}", "blocks a cluster", needed, device.cluster,
-                         f"on {device.name}; numba_cuda/persistent spreads W over the device")  # fmt: skip
-    blocks = max(needed, min(device.cluster, 2 ** math.ceil(math.log2(max(1, work.H / 32)))))
-    clusters = max(1, device.multiprocessors // blocks)
-    sequences = min(8, math.ceil(work.B / clusters))
-    in_registers = min(size, blocks * 0.6 * 4 * device.registers)
-    arithmetic = 2.0 * sequences * work.H**2 / (rates.flops * blocks / device.multiprocessors)
-    stored = (size - in_registers) / (rates.shared * blocks / device.multiprocessors)
-    sums = sequences * work.H / blocks * 5 / 4 / device.clock
-    turns = work.T * work.layers * math.ceil(work.B / (clusters * sequences))
-    parts = {
-        "hand-over": turns * rates.cluster,
-        "W h": turns * (max(arithmetic, stored) + sums + BLOCK_CHAIN / device.clock),
-    }
-    where = {"registers": in_registers, "shared memory": size - in_registers}
+    plan = cluster_plan.plan(work.H, work.B, dtype, device, options.get("blocks"))
+    clock, turns = device.clock, work.T * work.layers * plan.turns(device, work.B)
+    meeting = cluster_plan.exchange(plan.blocks, 0) / clock
+    handed = model.rates.cluster if plan.blocks > 1 else model.rates.block_barrier
+    parts = {"hand-over": turns * handed, "W h": turns * (plan.cycles / clock - meeting)}
+    size, kept = _size(work, options), 1 - plan.spilled / plan.chunks
+    where = {"registers": size * kept, "shared memory": size * (1 - kept)}
     return Prediction({**model.around(work, "cupy"), **parts}, {level: part for level, part in where.items() if part})
 
 

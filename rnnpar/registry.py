@@ -127,6 +127,9 @@ class Methods(tuple):
 
 NUMBA = ((("numba_cuda", "'numba-cuda[cu13]'"),), "kernels.launch:why_no_gpu")  # requires, probe
 
+CUPY = ((("cupy", "'cupy-cuda13x[ctk]'"),), "kernels.cuda_source:why_no_cupy")
+CUPY_CLUSTER = (CUPY[0], "kernels.cuda_source:why_no_clusters")
+
 TABLE = Methods((
     Method("serial/naive", "nothing: NumPy, a step at a time, as on paper", "nothing"),
     Method("serial/hoisted", "nothing: U x and V h as one product each over all time steps", "nothing"),
@@ -141,6 +144,11 @@ TABLE = Methods((
     Method("numba_cuda/block", "sequences over blocks, each with W in its registers", "a block, once a step", *NUMBA),
     Method("numba_cuda/persistent", "rows of W over blocks that keep them for the whole sequence",
            "a team of blocks, once a step", *NUMBA),
+    Method("cupy_gpu/steps", "rows of W within each of three array operations a step", "three launches a step", *CUPY),
+    Method("cupy_gpu/fused", "rows of W and sequences over warps, a launch a step", "one launch a step", *CUPY),
+    Method("cupy_gpu/graph", "the launches of fused, recorded once and replayed", "one node of a graph a step", *CUPY),
+    Method("cupy_gpu/cluster", "rows of W over a cluster's blocks, slices of the batch over clusters",
+           "messages within a cluster, counted once a step", *CUPY_CLUSTER),
     Method("peers/torch", "PyTorch at its best: rows and columns of each product", "a fork and a join an operation",
            requires=(("torch", "torch==2.13.0"),)),
     Method("peers/onnxruntime", "ONNX Runtime at its best: columns of each product", "a fork and a join an operation",

@@ -329,10 +329,10 @@ def persistent_kernel(plan: PersistentPlan, asynchronous: bool) -> Any:
     weight = int32 if BF16 else float32
     copy, copies_wait = (ptx.copy4_async, ptx.copies_wait) if asynchronous else (ptx.copy4, ptx.no_wait)
     wait, arrive = MEETINGS[plan.barrier]
-    VALUES, PARITIES = plan.barrier == "values", plan.parities
+    VALUES = plan.barrier == "values"
     STAGE = EXTRA * Hp // WORDS  # in shared memory: rows of W, then h of a chunk of sequences, then the warps' sums
     PARTIAL = STAGE + CHUNK * Hp
-    PART = WARPS * SEQUENCES * OWN
+    PART = WARPS * CHUNK * OWN  # of these there are two, by turns: one is read while the other is filled
 
     @cuda.jit(launch_bounds=(THREADS, 1))
     def persistent(W, states, words, sync, base, T, B, Hs):
@@ -344,7 +344,6 @@ def persistent_kernel(plan: PersistentPlan, asynchronous: bool) -> Any:
         first = n * OWN  # of the block's rows
         s0 = team * SEQUENCES  # of the team's sequences
         count = min(SEQUENCES, B - s0)
-        items = count * OWN
 
         # W, once: this thread's columns of ROWS rows into registers, of EXTRA rows into shared memory.
         tile = load(W, (first * Hp + FOUR * tid) // WORDS, Hp // WORDS, SPREAD // WORDS, ROWS, GROUPS)
@@ -363,8 +362,9 @@ def persistent_kernel(plan: PersistentPlan, asynchronous: bool) -> Any:
 
         # The first of the sums that this thread finishes: its b + U x is read a step ahead.
         seq, row = s0 + tid // OWN, first + tid % OWN
-        early = tid < items and row < Hs
+        early = tid < min(count, CHUNK) * OWN and row < Hs
         ahead = states[(B + seq) * Hs + row] if early else float32(0)
+        turn = 0
 
         for t in range(T):
             total = ahead
@@ -372,10 +372,11 @@ def persistent_kernel(plan: PersistentPlan, asynchronous: bool) -> Any:
                 ahead = states[((t + 2) * B + seq) * Hs + row]
             if t > 0:
                 wait(sync, base, team, n, BLOCKS, t)  # until h[t-1] of all the team's blocks is there
-            part = PARTIAL + t % PARITIES * PART
 
             for c in range(0, count, CHUNK):
                 chunk = min(CHUNK, count - c)
+                part = PARTIAL + turn * PART
+                turn = 1 - turn
                 # h[t-1] of a chunk of sequences: each thread fetches the columns that it multiplies, for itself alone.
                 for g in range(GROUPS):
                     k = FOUR * (tid + g * THREADS)
@@ -393,7 +394,7 @@ def persistent_kernel(plan: PersistentPlan, asynchronous: bool) -> Any:
                 copies_wait()
                 for j in range(chunk):
                     h = ptx.tile_load(memory, STAGE + j * Hp + FOUR * tid, 0, SPREAD, 1, GROUPS)
-                    sum_to = part + (warp * SEQUENCES + c + j) * OWN
+                    sum_to = part + (warp * CHUNK + j) * OWN
                     rows = ptx.warp_sums(times(tile, h, ptx.zeros(ROWS)), lane)
                     if mine < ROWS:
                         memory[sum_to + mine] = rows
@@ -402,20 +403,20 @@ def persistent_kernel(plan: PersistentPlan, asynchronous: bool) -> Any:
                         rows = ptx.warp_sums(times(more, h, ptx.zeros(EXTRA)), lane)
                         if other < EXTRA:
                             memory[sum_to + ROWS + other] = rows
-            cuda.syncthreads()  # the sums of all warps are there
+                cuda.syncthreads()  # the sums of all warps are there
 
-            for j in range(tid, items, THREADS):
-                b, r = s0 + j // OWN, first + j % OWN
-                if r < Hs:
-                    at = ((t + 1) * B + b) * Hs + r
-                    if j != tid:
-                        total = states[at]
-                    for w in range(WARPS):
-                        total += memory[part + w * SEQUENCES * OWN + j]
-                    state = math.tanh(total)
-                    if VALUES:
-                        ptx.st_tagged(words, ((t + 1) % 2 * B + b) * Hs + r, state, int32(base + t + 1))
-                    states[at] = state
+                for j in range(tid, chunk * OWN, THREADS):
+                    b, r = s0 + c + j // OWN, first + j % OWN
+                    if r < Hs:
+                        at = ((t + 1) * B + b) * Hs + r
+                        if c + j != tid:
+                            total = states[at]
+                        for w in range(WARPS):
+                            total += memory[part + w * CHUNK * OWN + j]
+                        state = math.tanh(total)
+                        if VALUES:
+                            ptx.st_tagged(words, ((t + 1) % 2 * B + b) * Hs + r, state, int32(base + t + 1))
+                        states[at] = state
             arrive(sync, base, team, n, BLOCKS, t)  # h[t] of this block is there
 
     return persistent

@@ -334,11 +334,6 @@ class PersistentPlan:
     def warps(self) -> int:
         return self.threads // WARP
 
-    @property
-    def parities(self) -> int:
-        """Buffers for a step's sums: with no barrier between the steps, two take turns."""
-        return 2 if self.barrier == "values" else 1
-
 
 def plan_persistent(
     device: Device, H: int, B: int, dtype: str = "float32", barrier: str = "flags", teams: int | None = None
@@ -387,14 +382,13 @@ def _persistent(device: Device, H: int, B: int, dtype: str, barrier: str, groups
         raise DoesNotFit(what, "rows a block", own, rows + MOST_ROWS, advice)
     tail = B - (teams - 1) * sequences
     poll = max(d for d in (1, 2, 3, 4) if sequences % d == 0 and tail % d == 0) if barrier == "values" else 1
-    parities = 2 if barrier == "values" else 1
-    fixed = extra * Hp // words + parities * (threads // WARP) * sequences * own
-    chunk = min(sequences, (device.shared_per_block // 4 - fixed) // Hp) // poll * poll
+    # Shared memory holds what registers do not of W, and of each sequence in a chunk h, and the warps' sums twice.
+    fixed, each = extra * Hp // words, Hp + 2 * (threads // WARP) * own
+    chunk = min(sequences, (device.shared_per_block // 4 - fixed) // each) // poll * poll
     if chunk < 1:
-        raise DoesNotFit(
-            what, "bytes of shared memory a block", 4 * (fixed + poll * Hp), device.shared_per_block, advice
-        )
-    shared = 4 * (fixed + chunk * Hp)
+        needs = 4 * (fixed + poll * each)
+        raise DoesNotFit(what, "bytes of shared memory a block", needs, device.shared_per_block, advice)
+    shared = 4 * (fixed + chunk * each)
     room = resident(device, threads, cap, shared)
     check_resident(device, blocks * teams, threads, cap, shared, what)
     return PersistentPlan(
