@@ -95,6 +95,7 @@ def test_what_a_gpu_measured_is_shown_with_its_machine(measured):
     for figure in every_figure(measured):
         assert "predicted, not measured" not in words(figure)
         assert NAME in words(figure)
+    assert gpu.floor_verdict(measured).data.startswith("**One sequence reaches the floor")
     assert NAME in gpu.source(measured).data
     assert gpu.launch_verdict(measured).data.startswith("**A launch from Numba takes")
 
@@ -118,8 +119,17 @@ def test_a_claim_is_held_against_each_size(measured):
 
 def test_the_prediction_about_flags_can_fail(measured):
     text = gpu.barrier_verdict(measured).data
-    assert "the cheapest way to meet is values with numbers" in text
+    assert "The cheapest way to meet is values with numbers" in text
     assert "It failed at A100 (0.67 times)." in text
+
+
+def test_results_without_measured_peaks_call_the_peaks_predicted(measured):
+    (store.results_folder(NAME) / "peaks.json").unlink()
+    seen = gpu.results()
+    assert seen.measured
+    assert "predicted, not measured" in words(gpu.meeting_prices(seen))
+    assert "predicted, not measured" not in words(gpu.step_times(seen, METHODS))
+    assert gpu.barrier_verdict(seen).data.startswith("**Predicted, not measured: the cheapest")
 
 
 def test_the_share_of_the_floor(measured):
