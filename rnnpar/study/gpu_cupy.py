@@ -151,7 +151,7 @@ def tensor_cores(
     both = {name for name, *_ in times(seen)} >= {"cupy_gpu/cluster", HALF}
     figure, (ax,) = plots.page(
         "When do tensor cores pay?",
-        f"{short_name(seen.device)}. cupy_gpu/cluster: bfloat16 weights on tensor cores, over float32 weights on ordinary lanes.\n"
+        f"{short_name(seen.device)}. A cluster with bfloat16 weights on tensor cores, over float32 ones on ordinary lanes.\n"
         "The state is float32 in both. Above 1 the tensor cores are faster.",
         seen.corner if both else f"{gpu.PREDICTED}: from the launch plans", [3.2], right=1.2,
     )  # fmt: skip

@@ -109,7 +109,8 @@ def test_lines_of_code_leave_out_words(tmp_path, monkeypatch):
     (tmp_path / "backends").mkdir()
     (tmp_path / "kernels").mkdir()
     (tmp_path / "backends" / "it.py").write_text(
-        '"""Head."""\n# --- a: words ---\n# no\ndef f():\n    """Two\n    lines."""\n\n    return 1\n# --- b: more ---\nx = 1\n'
+        '"""Head."""\n# --- a: words ---\n# no\ndef f():\n    """Two\n    lines."""\n\n    return 1\n'
+        "# --- b: more ---\nx = 1\n"
     )
     (tmp_path / "kernels" / "k.cuh").write_text("// no\nint x;\n\nint y;  // yes\n")
     monkeypatch.setattr(gpu_cupy, "PACKAGE", tmp_path)
