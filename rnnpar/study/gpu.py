@@ -64,9 +64,16 @@ class Seen:
 
     @property
     def corner(self) -> str:
-        """What a figure says of where its numbers come from."""
+        """What a figure of results says of where its numbers come from."""
         if self.measured:
             return f"{self.machine} · {tell.last_day(self.frame)}"
+        return f"{PREDICTED}: {self.device.name}" + ("" if self.rates.measured else ", from data sheets")
+
+    @property
+    def rates_corner(self) -> str:
+        """The same of a figure that is drawn from the device's rates."""
+        if self.rates.measured:
+            return f"{self.machine}, measured peaks"
         return f"{PREDICTED}: {self.device.name}, from data sheets"
 
 
@@ -83,9 +90,9 @@ def results(name: str = "") -> Seen:
     known = with_results()
     chosen = name if name in known else machine.name() if machine.name() in known else (known or [""])[-1]
     if not chosen:
-        device = here() or H100
+        found, device = here(), here() or H100
         empty = pd.DataFrame(columns=["machine", *store.COLUMNS])
-        return Seen(device, model_gpu.published(device), machine.name(), empty)
+        return Seen(device, model_gpu.rates_of(peaks(machine.name()) if found else {}, device), machine.name(), empty)
     device = device_of(chosen)
     return Seen(device, model_gpu.rates_of(peaks(chosen), device), chosen, store.load(EXPERIMENT, chosen))
 
@@ -189,9 +196,9 @@ def as_results(seen: Seen, methods: Sequence[str], sizes: Sequence[int], batches
 # --- the parts of a page -----------------------------------------------------------------------------------------
 
 
-def stamp(ax: Axes, seen: Seen, where: tuple[float, float] = (0.02, 0.97)) -> None:
+def stamp(ax: Axes, measured: bool, where: tuple[float, float] = (0.02, 0.97)) -> None:
     """Say in the picture that no GPU has measured what is drawn."""
-    if not seen.measured:
+    if not measured:
         ax.text(*where, PREDICTED, transform=ax.transAxes, va="top", color=RED, size=9.5, weight="bold", zorder=5)
 
 
@@ -223,7 +230,7 @@ def step_times(seen: Seen, methods: Sequence[str], B: int = 1, sizes: Sequence[i
     room = (tried[-1] / tried[0]) ** 0.03
     ax.set_xlim(tried[0] / room, tried[-1] * room)
     ax.set_ylabel("time a step (µs)")
-    stamp(ax, seen)
+    stamp(ax, seen.measured)
     return figure
 
 
@@ -303,7 +310,7 @@ def meeting_prices(seen: Seen) -> Figure:
         "What it costs to let one step follow another",
         f"{seen.device.name}. In brackets: the H at which W h alone takes as long, while the whole device draws W\n"
         "from registers and shared memory. Below that H, meeting is most of a step.",
-        seen.corner, [0.31 * len(found) + 0.1], left=2.15, right=1.3, foot=0.7,
+        seen.rates_corner, [0.31 * len(found) + 0.1], left=2.15, right=1.3, foot=0.7,
     )  # fmt: skip
     colours = {"launch": RED, "node": ORANGE, "barrier": BLUE, "hand-over": GREEN}
     for row, (name, seconds) in enumerate(found.items()):
@@ -317,7 +324,7 @@ def meeting_prices(seen: Seen) -> Figure:
     plots.log_axis(ax.xaxis, low, 2e6 * max(found.values()), [0.01, 0.1, 1, 10, 100])
     ax.set(xlim=(low, 2e6 * max(found.values())), ylim=(len(found) - 0.4, -0.6), yticks=[], xlabel="microseconds")
     ax.grid(False, axis="y")
-    stamp(ax, seen, (0.58, 0.1))
+    stamp(ax, seen.rates.measured, (0.58, 0.1))
     return figure
 
 
@@ -334,7 +341,7 @@ def step_floor(seen: Seen, sizes: Sequence[int] = SIZES) -> Figure:
         "The floor of a step: a meeting, and W once",
         f"{seen.device.name}, one sequence, float32: what no step can be faster than, by how steps follow each other.\n"
         "Launched steps draw W from the L2 cache or memory, the others from where a persistent kernel keeps it.",
-        seen.corner, [3.3], right=2.0,
+        seen.rates_corner, [3.3], right=2.0,
     )  # fmt: skip
     ways = {
         "a launch from Numba": (seen.rates.launch["numba"], RED, "memory"),
@@ -355,7 +362,7 @@ def step_floor(seen: Seen, sizes: Sequence[int] = SIZES) -> Figure:
     plots.log_axis(ax.yaxis, 0.03, 60)
     ax.set(ylim=(0.03, 60), ylabel="time a step (µs)")
     plots.label_ends(ax, ends)
-    stamp(ax, seen)
+    stamp(ax, seen.rates.measured)
     return figure
 
 
@@ -431,7 +438,7 @@ def launch_overhead(seen: Seen, steps: int = T_STEPS) -> Figure:
     figure, (ax,) = plots.page(
         "What launching costs over a sequence",
         f"{seen.device.name}. The time that launches or meetings alone take, however small the network.",
-        seen.corner, [3.0], right=2.0,
+        seen.rates_corner, [3.0], right=2.0,
     )  # fmt: skip
     rates, lengths = seen.rates, [2**k for k in range(13)]
     ways = {
@@ -453,7 +460,7 @@ def launch_overhead(seen: Seen, steps: int = T_STEPS) -> Figure:
     plots.log_axis(ax.yaxis, low, high)
     ax.set(ylim=(low, high), ylabel="microseconds")
     plots.label_ends(ax, ends)
-    stamp(ax, seen)
+    stamp(ax, seen.rates.measured)
     return figure
 
 
@@ -467,9 +474,11 @@ def tensor_cores(seen: Seen, H: int, B: int) -> float:
 # --- sentences ---------------------------------------------------------------------------------------------------
 
 
-def say(seen: Seen, verdict: str, *fared: str) -> Markdown:
-    """A verdict; where no GPU has measured anything it says so itself."""
-    return tell.say(verdict if seen.measured else f"{PREDICTED[0].upper()}{PREDICTED[1:]}: {verdict}", *fared)
+def say(measured: bool, verdict: str, *fared: str) -> Markdown:
+    """A verdict; where no GPU has measured what it speaks of, it says so itself."""
+    whole = verdict if measured else f"{PREDICTED}: {verdict}"
+    named = "/" in whole.split()[0]  # a method's name keeps its letters
+    return tell.say(whole if named else f"{whole[0].upper()}{whole[1:]}", *fared)
 
 
 def source(seen: Seen) -> Markdown:
@@ -506,7 +515,7 @@ def launch_verdict(seen: Seen) -> Markdown:
     until = f"takes as long only from H = {enough:,} on" if enough else "never takes as long while W fits on the chip"
     share = rates.launch["numba"] / (rates.launch["numba"] + draws(seen, 1024))
     return say(
-        seen,
+        rates.measured,
         f"a launch from Numba takes {plots.short(1e6 * rates.launch['numba'])} µs, and W h {until}; at H = 1,024 the "
         f"launch is {100 * share:.3g}% of a launch and W h together",
     )
@@ -520,7 +529,7 @@ def barrier_verdict(seen: Seen) -> Markdown:
     fared = {f"{short_name(seen.device)} ({plots.ratio(barrier['counter'] / barrier['flags'])} times)":
              barrier["counter"] > barrier["flags"]} if seen.rates.measured else {}  # fmt: skip
     return say(
-        seen,
+        seen.rates.measured,
         f"the cheapest way to meet is {BARRIERS[cheapest][1]}, {plots.short(1e9 * barrier[cheapest])} ns; a barrier of "
         f"flags takes {plots.short(1e9 * barrier['flags'])} ns, {times:.0f} times less than a launch",
         tell.outcome("one counter is dearer than flags, since all blocks add to the same word", fared),
@@ -559,7 +568,7 @@ def peers_verdict(
     told = {
         f"H = {h:,}, B = {b} ({plots.ratio(value)} times)": value >= least for (h, b), value in sorted(ratios.items())
     }
-    return say(seen, f"{method} is {plots.ratio(middle)} times as fast as {peer}, in the geometric mean over "
+    return say(True, f"{method} is {plots.ratio(middle)} times as fast as {peer}, in the geometric mean over "
                f"{len(ratios)} sizes", tell.outcome(claim, told))  # fmt: skip
 
 
@@ -584,7 +593,7 @@ def floor_verdict(seen: Seen, least: float = 0.5) -> Markdown:
     claim = f"the floor (a meeting, and W once from where it lies) is over {plots.percent(least)} of a step"
     words = "the model gives" if not seen.measured else "one sequence reaches"
     return say(
-        seen,
+        seen.measured,
         f"{words} the floor {plots.percent(min(shares.values()))} to {plots.percent(max(shares.values()))} of the time "
         "of a step of numba_cuda/persistent",
         tell.outcome(claim, held if seen.measured else {}),
@@ -601,7 +610,7 @@ def model_verdict(seen: Seen) -> Markdown:
     off = np.exp(np.median(np.abs(np.log(list(found.values())))))
     worst = max(found, key=lambda key: abs(np.log(found[key])))
     ratio, shape = plots.ratio(found[worst]), f"H = {worst[1]:,}, B = {worst[2]}"
-    return say(seen, f"the model is off by a factor of {off:.2f} in the median over {len(found)} points; farthest at "
+    return say(True, f"the model is off by a factor of {off:.2f} in the median over {len(found)} points; farthest at "
                f"{worst[0]}, {shape}, where it says {ratio} times what was measured")  # fmt: skip
 
 
