@@ -69,7 +69,7 @@ def cluster_sizes(seen: Seen, sizes: Sequence[int] = (64, 128, 256, 512, 1024)) 
     plots.log_axis(ax.yaxis, low, high)
     ax.set(ylim=(low, high), ylabel="time a step (µs)")
     plots.label_ends(ax, ends)
-    stamp(ax, seen, (0.36, 0.97)) if not seen.measured else None
+    stamp(ax, unmeasured(seen), (0.36, 0.97))  # plans, whatever a GPU measured
     return figure
 
 
@@ -95,12 +95,13 @@ def hand_over_verdict(seen: Seen) -> Markdown:
     flags, cluster = barrier["flags"], seen.rates.cluster
     fared = {f"{short_name(seen.device)} ({plots.ratio(flags / cluster)} times)": flags >= 2 * cluster}
     return say(
-        seen,
+        seen.rates.measured,
         f"a hand-over within a cluster takes {plots.short(1e9 * cluster)} ns, a barrier of flags over the whole device "
         f"{plots.ratio(flags / cluster)} times as long, and the cheapest way there ({gpu.BARRIERS[kind][1]}) "
         f"{plots.ratio(barrier[kind] / cluster)} times",
         tell.outcome(
-            "a hand-over in a cluster takes at most half of a barrier over the device", fared if seen.measured else {}
+            "a hand-over in a cluster takes at most half of a barrier over the device",
+            fared if seen.rates.measured else {},
         ),
     )
 
@@ -116,14 +117,24 @@ def microsecond_verdict(seen: Seen, most: float = 1e-6) -> Markdown:
     if found:
         told = {f"H = {H:,} ({plots.short(1e6 * value)} µs)": value < most for H, value in sorted(found.items())}
         return say(
-            seen, f"it takes {plots.short(1e6 * max(found.values()))} µs a step at most", tell.outcome(claim, told)
+            True, f"it takes {plots.short(1e6 * max(found.values()))} µs a step at most", tell.outcome(claim, told)
         )
     guessed = {H: predict(seen, "cupy_gpu/cluster", H, 1) for H in (64, 128, 256)}
     told = ", ".join(f"{plots.short(1e6 * value)} µs at H = {H}" for H, value in guessed.items() if np.isfinite(value))
-    return say(seen, f"a step takes {told or 'no time here: this device has no clusters'}", tell.outcome(claim, {}))
+    return say(False, f"a step takes {told or 'no time here: this device has no clusters'}", tell.outcome(claim, {}))
 
 
 # --- tensor cores -------------------------------------------------------------------------------------------------
+
+
+def unmeasured(seen: Seen) -> Seen:
+    """The same without its results: for what is predicted although a GPU measured other things."""
+    return Seen(seen.device, seen.rates, seen.machine, seen.frame.iloc[:0])
+
+
+def both_measured(seen: Seen) -> bool:
+    """Whether a GPU ran the cluster with float32 and with bfloat16 weights."""
+    return {name for name, *_ in times(seen)} >= {"cupy_gpu/cluster", HALF}
 
 
 def half_pays(seen: Seen, H: int, B: int) -> float:
@@ -148,10 +159,10 @@ def tensor_cores(
     batches: Sequence[int] = tuple(2**k for k in range(10)),
 ) -> Figure:
     """How many times as fast the cluster's step is on tensor cores, against B, one line an H."""
-    both = {name for name, *_ in times(seen)} >= {"cupy_gpu/cluster", HALF}
+    both = both_measured(seen)
     figure, (ax,) = plots.page(
         "When do tensor cores pay?",
-        f"{short_name(seen.device)}. A cluster with bfloat16 weights on tensor cores, over float32 ones on ordinary lanes.\n"
+        f"{short_name(seen.device)}. Clusters: bfloat16 weights on tensor cores, over float32 ones on ordinary lanes.\n"
         "The state is float32 in both. Above 1 the tensor cores are faster.",
         seen.corner if both else f"{gpu.PREDICTED}: from the launch plans", [3.2], right=1.2,
     )  # fmt: skip
@@ -169,7 +180,7 @@ def tensor_cores(
     ax.set(ylim=(low, high), ylabel="times as fast")
     plots.label_ends(ax, ends)
     if not both:
-        stamp(ax, Seen(seen.device, seen.rates, seen.machine, seen.frame.iloc[:0]))
+        stamp(ax, unmeasured(seen))
     return figure
 
 
@@ -186,10 +197,13 @@ def tensor_verdict(seen: Seen, enough: float = 1.5) -> Markdown:
         f"H = {H:,} ({plots.ratio(grid[H, 1])} times)": grid[H, 1] < enough for H in (64, 128, 256) if (H, 1) in grid
     }
     return say(
-        seen,
+        both_measured(seen),
         f"tensor cores bring {enough:g} times or more at {len(pays)} of {len(grid)} sizes, nothing at "
         f"{len(not_at_all)}, and most at H = {best[0]:,}, B = {best[1]} ({plots.ratio(grid[best])} times)",
-        tell.outcome(f"with one sequence up to H = 256 they bring less than {enough:g} times", fared),
+        tell.outcome(
+            f"with one sequence up to H = 256 they bring less than {enough:g} times",
+            fared if both_measured(seen) else {},
+        ),
     )
 
 
@@ -244,7 +258,7 @@ def libraries_verdict(seen: Seen) -> Markdown:
     share = launch["cupy"] / launch["numba"]
     fared = {f"{short_name(seen.device)} ({plots.ratio(share)} times)": share <= 0.7} if seen.rates.measured else {}
     return say(
-        seen,
+        seen.rates.measured,
         f"a launch from CuPy takes {plots.ratio(share)} times one from Numba; a launch a step is {ours} lines with "
         f"Numba and {theirs} with CuPy and CUDA C++",
         tell.outcome(claim, fared),
@@ -266,7 +280,7 @@ def replay_verdict(seen: Seen) -> Markdown:
     told = {f"H = {H:,}, B = {B} ({plots.ratio(value)} times)": value >= 2 for (H, B), value in sorted(ratios.items())
             if B == 1 and H <= 1024}  # fmt: skip
     return say(
-        seen,
+        bool(shared),
         f"a replayed graph is {plots.ratio(min(ratios.values()))} to {plots.ratio(max(ratios.values()))} times as fast "
         f"as the same launches from Python; a node takes {plots.short(1e6 * rates.graph_node)} µs, a launch "
         f"{plots.short(1e6 * rates.launch['cupy'])} µs",
@@ -286,7 +300,7 @@ def cublas_verdict(seen: Seen, least: float = 0.95) -> Markdown:
         return tell.say("No GPU has run these sizes yet, so there is no verdict", tell.outcome(claim, {}))
     best = max(found, key=found.get)
     return say(
-        seen,
+        True,
         f"cupy_gpu/steps, whose products are cuBLAS's own, reaches {plots.percent(found[best])} of the device's rate "
         f"at H = {best[0]:,}, B = {best[1]}, with sums, tanh and softmax in the time",
     )
@@ -323,4 +337,4 @@ def decision_verdict(
         f"{method} at {len(won)} (H of {min(H for H, _ in won):,} to {max(H for H, _ in won):,})"
         for method, won in sorted(wins.items(), key=lambda item: -len(item[1]))
     )
-    return say(seen, f"over {total} sizes the fastest is {told}")
+    return say(seen.measured, f"over {total} sizes the fastest is {told}")
