@@ -32,6 +32,7 @@ NARROW = {"haswell", "zen", "excavator", "steamroller", "piledriver", "bulldozer
           "core2", "prescott", "barcelona", "dunnington", "bobcat", "atom", "nano"}  # fmt: skip
 POOLS = {"OMP_NUM_THREADS": "OpenMP", "OPENBLAS_NUM_THREADS": "OpenBLAS", "MKL_NUM_THREADS": "MKL",
          "NUMBA_NUM_THREADS": "Numba"}  # fmt: skip
+LAYERS = ("omp", "tbb", "workqueue")
 CUPY = re.compile(r"cupy(-cuda\d+x|-rocm-[\d-]+)?$")
 LEAST_DRIVER = {11: 450, 12: 525, 13: 580}  # by CUDA's major version, on Linux; CUDA's release notes
 
@@ -85,9 +86,6 @@ def blas_core(facts: Facts) -> list[Finding]:
     if facts.blas.get("internal_api") != "openblas" or not kind:
         name = facts.blas.get("internal_api", "no BLAS that threadpoolctl knows")
         return [Finding(about, OK, f"NumPy uses {name}: its core type is its own affair")]
-    if asked and kind.lower() != asked.lower():
-        return [Finding(about, WRONG, f"OPENBLAS_CORETYPE={asked}, but NumPy's OpenBLAS runs as {kind}: it knows no "
-                        "such type, or was loaded before the variable was set", "unset OPENBLAS_CORETYPE")]  # fmt: skip
     has_avx512 = facts.flags >= AVX512
     if kind.lower() in WIDE and facts.flags and not has_avx512:
         return [Finding(about, WRONG, f"NumPy's OpenBLAS runs as {kind}, for AVX-512, which this processor lacks: "
@@ -99,6 +97,9 @@ def blas_core(facts: Facts) -> list[Finding]:
         return [Finding(about, WRONG, f"NumPy's OpenBLAS takes this processor for a {kind}, without AVX-512: "
                         "serial/naive and serial/hoisted are slower than they need be, and speed-ups over them "
                         "flatter", mend)]  # fmt: skip
+    if asked and kind.lower() != asked.lower():
+        return [Finding(about, NOTE, f"OPENBLAS_CORETYPE={asked}, but NumPy's OpenBLAS runs as {kind}: it knows no "
+                        "such type, or was loaded before the variable was set", "unset OPENBLAS_CORETYPE")]  # fmt: skip
     return [Finding(about, OK, f"NumPy's OpenBLAS runs as {kind}")]
 
 
@@ -118,6 +119,8 @@ def threading_layer(facts: Facts) -> list[Finding]:
         return [Finding(about, OK, "OpenMP, and the parts of a parallel region meet")]
     if facts.cores_allowed == 1:
         return [Finding(about, OK, "one core: no team is started")]
+    if facts.variables.get("NUMBA_DISABLE_JIT", "0") not in ("", "0") or _fewer_for_numba(facts):
+        return []  # another check says it
     slower = "teams start Python's threads instead, some ten times as slow to start: short calls suffer"
     if facts.layer == "omp":
         limit = facts.variables.get("OMP_THREAD_LIMIT")
@@ -125,15 +128,21 @@ def threading_layer(facts: Facts) -> list[Finding]:
         return [Finding(about, WRONG, f"the parts of a parallel region did not meet ({why}): {slower}",
                         "unset OMP_THREAD_LIMIT OMP_DYNAMIC; see that nothing else fills the cores")]  # fmt: skip
     mend = f"unset NUMBA_THREADING_LAYER (it is {asked!r})" if asked else "install the OpenMP runtime (libgomp)"
-    return [Finding(about, WRONG, f"the threading layer is {facts.layer or 'unknown'}, not OpenMP: {slower}", mend)]
+    found = f"the threading layer is {facts.layer}" if facts.layer in LAYERS else f"no threading layer ({facts.layer})"
+    return [Finding(about, WRONG, f"{found}, not OpenMP: {slower}", mend)]
+
+
+def _fewer_for_numba(facts: Facts) -> bool:
+    value = facts.variables.get("NUMBA_NUM_THREADS", "")
+    return value.isdigit() and 0 < int(value) < facts.cores_allowed
 
 
 def numba_variables(facts: Facts) -> list[Finding]:
     """Variables that make Numba compile for another purpose than speed here."""
     about, found = "Numba's compiler", []
     if facts.variables.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
-        found.append(Finding(about, WRONG, "NUMBA_DISABLE_JIT is set: nothing is compiled, and what waits for other "
-                             "threads never ends", "unset NUMBA_DISABLE_JIT"))  # fmt: skip
+        found.append(Finding(about, WRONG, "NUMBA_DISABLE_JIT is set: nothing is compiled, and only serial/naive and "
+                             "serial/hoisted run", "unset NUMBA_DISABLE_JIT"))  # fmt: skip
     for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES"):
         if value := facts.variables.get(name):
             found.append(Finding(about, WRONG, f"{name}={value}: the code is compiled for that, not for this processor",
@@ -157,7 +166,7 @@ def oversubscription(facts: Facts) -> list[Finding]:
         elif int(value) > cores:
             found.append(Finding(about, WRONG, f"{name}={value}, but this process may use {cores}: {library}'s threads "
                                  "wait for each other's time slices", f"export {name}={cores}"))  # fmt: skip
-        elif int(value) < cores and name == "NUMBA_NUM_THREADS":
+        elif name == "NUMBA_NUM_THREADS" and _fewer_for_numba(facts):
             found.append(Finding(about, WRONG, f"NUMBA_NUM_THREADS={value}, fewer than the {cores} cores: teams of all "
                                  "cores start Python's threads, slowly", "unset NUMBA_NUM_THREADS"))  # fmt: skip
     pool = facts.blas.get("num_threads") or 0

@@ -76,6 +76,36 @@ def caches(name: str = "") -> dict[str, int]:
         return machine.caches() if name in ("", machine.name()) else {}
 
 
+def ran(frame: pd.DataFrame, here: str = "", name: str = "") -> Markdown:
+    """What of a chapter ran on which machine: that of its results, and `here`, what is computed while it runs."""
+    parts = []
+    if len(frame):
+        where = str(frame["machine"].iloc[0])
+        times = frame[(frame["kind"] == "steady") & (frame["status"] == "ok")]
+        days = sorted({str(date)[:10] for date in frame["date"].dropna()})
+        when = f" from {days[0]} to {days[-1]}" if len(days) > 1 else f" on {days[0]}" if days else ""
+        methods, shapes = frame["method"].nunique(), len(frame[SHAPE].drop_duplicates())
+        parts.append(f"Measured on `{where}`{_in_words(where)}{when}: {len(times):,} samples of {methods} methods at "
+                     f"{shapes:,} shapes.")  # fmt: skip
+    else:
+        parts.append(f"Nothing of this has been measured on `{name or machine.name()}` yet.")
+    if here:
+        parts.append(f"Computed while this page ran, on `{machine.name()}`: {here}.")
+    return Markdown(" ".join(parts))
+
+
+def _in_words(name: str) -> str:
+    """A machine's processor, cores and GPU in brackets; empty where nothing is known of it."""
+    try:
+        known = store.load_machine(name)
+    except store.ResultsError:
+        return ""
+    cores, gpu = known.get("cores_allowed", 0), (known.get("gpu") or {}).get("name", "")
+    parts = [known.get("cpu", ""), f"{cores} core{'s' * (cores > 1)}" if cores else "", gpu]
+    said = ", ".join(part for part in parts if part)
+    return f" ({said})" if said else ""
+
+
 def family(backend: str) -> list[str]:
     """The names of a backend's methods, from plain to clever."""
     return [method.name for method in registry.methods() if method.backend == backend]

@@ -442,3 +442,19 @@ def test_bfloat16() -> None:
     lost = tell.bfloat16(bits.assign(bfloat16=bits["float32"] + 0.02), fixed)
     assert "no more than 0.01 bits lost.* It failed at serial/compiled on" in lost.data
     assert tell.NOT_MEASURED in tell.bfloat16(bits, {}).data
+
+
+def test_what_ran_on_which_machine(tmp_path) -> None:
+    frame = synthetic()
+    said = tell.ran(frame, "the last section").data
+    times, shapes = (frame["kind"] == "steady") & (frame["status"] == "ok"), len(frame[tell.SHAPE].drop_duplicates())
+    assert said.startswith("Measured on `a-machine` on ")
+    assert f": {times.sum():,} samples of {frame['method'].nunique()} methods at {shapes:,} shapes." in said
+    assert said.endswith(f"Computed while this page ran, on `{machine.name()}`: the last section.")
+    both = frame.assign(date=["2026-01-30"] + ["2026-02-01T10:00:00"] * (len(frame) - 1))
+    assert " from 2026-01-30 to 2026-02-01: " in tell.ran(both).data
+    described = {"name": "a-machine", "cpu": "A CPU", "cores_allowed": 2, "gpu": {"name": "A GPU"}}
+    (store.results_folder("a-machine") / "machine.json").write_text(json.dumps(described))
+    assert "`a-machine` (A CPU, 2 cores, A GPU) on " in tell.ran(frame).data
+    nothing = tell.ran(frame.iloc[:0], name="b-machine").data
+    assert nothing == "Nothing of this has been measured on `b-machine` yet."
