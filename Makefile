@@ -25,7 +25,7 @@ CODE := rnnpar tests data notebooks/*.ipynb
 CHAPTERS := $(wildcard notebooks/[0-9][0-9]*.ipynb)
 RESULTS := $(wildcard data/results/*/*.csv)
 
-.PHONY: figures test check peers lab sweep html clean help
+.PHONY: figures test test-ui check peers lab sweep html clean help
 
 ifeq ($(PROFILE),ci)
 figures: $(READY)
@@ -42,6 +42,11 @@ figures/.drawn: $(READY) $(SOURCES) $(CHAPTERS) notebooks/sweep.ipynb $(RESULTS)
 test: check  ## the checks and all tests
 	$(RUN) -m pytest
 
+# Needs a Chromium or Chrome, and says so where there is none (Debian, Ubuntu: apt-get install chromium).
+test-ui: html  ## the notebooks and the site in a browser, as a reader would use them
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[study,dev,site,ui]'
+	$(RUN) -m pytest -o python_files='ui_*.py' tests/ui
+
 check: $(READY)  ## ruff, and the form of the source notebooks
 	$(RUN) -m ruff check $(CODE)
 	$(RUN) -m ruff format --check $(CODE)
@@ -54,18 +59,20 @@ peers: $(READY)  ## measure what a user would pick instead (PyTorch, ONNX Runtim
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[study,dev,peers]'
 	$(RUN) -m rnnpar.study.peers
 
+# The kernel named python3 is this environment's, whatever kernels the user has installed elsewhere.
 lab: $(READY)  ## open the notebooks in JupyterLab
-	$(RUN) -m jupyterlab $(firstword $(wildcard notebooks/00*.ipynb) notebooks)
+	JUPYTER_PREFER_ENV_PATH=1 $(RUN) -m jupyterlab $(LAB_OPTIONS) $(firstword $(wildcard notebooks/00*.ipynb) notebooks)
 
-html: figures  ## the executed chapters as web pages, in build/html
-	$(RUN) -m nbconvert --to html --output-dir build/html notebooks/rendered/*.ipynb
+html: $(READY)  ## the executed chapters as one site, in build/html: open index.html, no network needed
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[study,dev,site]'
+	$(RUN) -m rnnpar.study.site --to build/html
 
 clean:  ## remove what can be made again; never data/results
 	rm -rf build .pytest_cache .ruff_cache figures/.drawn
 	find notebooks -name '*.failed.ipynb' -delete -o -name '*.running.ipynb' -delete
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
 # Looked for only when it is needed, so that `make help` works without any Python.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \

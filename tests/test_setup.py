@@ -50,7 +50,9 @@ def pins() -> dict[str, str]:
 def test_constraints_pin_all_that_make_installs():
     pinned = pins()
     assert all(re.fullmatch(r"==[0-9][0-9A-Za-z.+!]*", bound) for bound in pinned.values())
-    wanted = bounds([*PROJECT["dependencies"], *EXTRAS["study"], *EXTRAS["dev"], *EXTRAS["peers"]])
+    wanted = bounds(
+        [*PROJECT["dependencies"], *EXTRAS["study"], *EXTRAS["dev"], *EXTRAS["peers"], *EXTRAS["site"], *EXTRAS["ui"]]
+    )
     assert set(wanted) <= set(pinned)
     for name, bound in wanted.items():
         least, found = (tuple(map(int, re.findall(r"\d+", version))) for version in (bound, pinned[name]))
@@ -67,7 +69,7 @@ def test_one_cuda_generation_only():
     assert [name for extra in EXTRAS.values() for name in bounds(extra) if "cupy" in name] == ["cupy-cuda13x"]
 
 
-@pytest.mark.parametrize("target", ["figures", "test", "peers", "lab", "sweep", "html", "clean", "help"])
+@pytest.mark.parametrize("target", ["figures", "test", "test-ui", "peers", "lab", "sweep", "html", "clean", "help"])
 def test_make_help_lists_every_target(target):
     done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, timeout=20, check=True)
     assert re.search(rf"^{target}\s+\S", done.stdout, re.MULTILINE)
