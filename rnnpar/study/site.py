@@ -59,12 +59,17 @@ STYLE = """\
 .cell_output img, .body-figure { background: white; border-radius: 6px; max-width: 100%; height: auto; }
 .cell_output table, article table { display: block; overflow-x: auto; }
 .cell_output pre, .highlight pre { overflow-x: auto; }
+/* Squeezed into a phone, a figure's words could not be read: there it keeps its size and scrolls. */
+@media (max-width: 46em) {
+  .cell_output:has(img), .figure-box { overflow-x: auto; }
+  .cell_output img, .body-figure { max-width: none; width: 640px !important; }
+}
 """
 
 SCRIPT = """\
 // What scrolls sideways on a narrow page can be reached by the keyboard too.
 document.addEventListener("DOMContentLoaded", () => {
-  for (const box of document.querySelectorAll("article table, article pre, .table-wrapper"))
+  for (const box of document.querySelectorAll("article table, article pre, .table-wrapper, .cell_output, .figure-box"))
     if (box.scrollWidth > box.clientWidth + 1) box.tabIndex = 0;
 });
 """
@@ -117,6 +122,7 @@ def gather(found: Iterable[Page], to: Path) -> None:
     names = {page.name for page in found}
     for page in found:
         notebook = nbformat.read(page.source, 4)
+        notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", ())]
         for cell in notebook.cells:
             if cell.cell_type == "markdown":
                 cell.source = relink(cell.source, page.source.name, names, to / "_extra")
@@ -189,12 +195,18 @@ def front(found: Iterable[Page], names: set[str], to: Path) -> str:
     for words, image in re.findall(r"!\[([^\]]*)\]\(([^)\s]+)\)", head):
         shutil.copyfile(ROOT / image, to / "_static" / Path(image).name)
         head = head.replace(
-            f"![{words}]({image})", f'<img class="body-figure" alt="{words}" src="_static/{Path(image).name}">'
+            f"![{words}]({image})",
+            f'<div class="figure-box"><img class="body-figure" alt="{words}" src="_static/{Path(image).name}"></div>',
         )
     head = relink(head, "README.md", names, to / "_extra")
-    lines = [f"- [{page.title}]({page.name}.ipynb)" for page in found]
+    lines = [f"- {numbered(page)}[{page.title}]({page.name}.ipynb)" for page in found]
     toctree = ["```{toctree}", ":hidden:", "", *(page.name for page in found), "```"]
     return "\n".join([head.rstrip(), "", "## Chapters", "", *lines, "", *toctree, ""])
+
+
+def numbered(page: Page) -> str:
+    """The chapter's number before its title; nothing for what is no chapter."""
+    return f"{page.name[:2]} " if page.name[:2].isdigit() else ""
 
 
 def build(to: Path, scratch: Path) -> None:
