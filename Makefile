@@ -26,7 +26,7 @@ CODE := rnnpar tests data notebooks/*.ipynb
 CHAPTERS := $(wildcard notebooks/[0-9][0-9]*.ipynb)
 RESULTS := $(wildcard data/results/*/*.csv)
 
-.PHONY: figures test check check-gpu peers mpi in-time lab sweep cluster html clean help
+.PHONY: figures test test-ui check check-gpu peers mpi in-time lab sweep cluster html clean help
 
 ifeq ($(PROFILE),ci)
 figures: $(READY)
@@ -42,6 +42,11 @@ figures/.drawn: $(READY) $(SOURCES) $(CHAPTERS) notebooks/sweep.ipynb $(RESULTS)
 
 test: check  ## the checks and all tests
 	$(RUN) -m pytest
+
+# Needs a Chromium or Chrome, and says so where there is none (Debian, Ubuntu: apt-get install chromium).
+test-ui: html  ## the notebooks and the site in a browser, as a reader would use them
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[study,dev,site,ui]'
+	$(RUN) -m pytest -o python_files='ui_*.py' tests/ui
 
 check: $(READY)  ## ruff, and the form of the source notebooks
 	$(RUN) -m ruff check $(CODE)
@@ -70,11 +75,13 @@ CHECKER := $(or $(filter-out default undefined,$(if $(filter command environment
 check-gpu:  ## on a machine with a GPU: check every GPU method there, then measure; CHECK='--minutes 9 --only sweep'
 	$(CHECKER) -m rnnpar.study.check_gpu $(CHECK)
 
+# The kernel named python3 is this environment's, whatever kernels the user has installed elsewhere.
 lab: $(READY)  ## open the notebooks in JupyterLab
-	$(RUN) -m jupyterlab $(firstword $(wildcard notebooks/00*.ipynb) notebooks)
+	JUPYTER_PREFER_ENV_PATH=1 $(RUN) -m jupyterlab $(LAB_OPTIONS) $(firstword $(wildcard notebooks/00*.ipynb) notebooks)
 
-html: figures  ## the executed chapters as web pages, in build/html
-	$(RUN) -m nbconvert --to html --output-dir build/html notebooks/rendered/*.ipynb
+html: $(READY)  ## the executed chapters as one site, in build/html: open index.html, no network needed
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[study,dev,site]'
+	$(RUN) -m rnnpar.study.site --to build/html
 
 clean:  ## remove what can be made again; never data/results
 	rm -rf build .pytest_cache .ruff_cache figures/.drawn

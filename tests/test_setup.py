@@ -54,7 +54,7 @@ def pins() -> dict[str, str]:
 def test_constraints_pin_all_that_make_installs():
     pinned = pins()
     assert all(re.fullmatch(r"==[0-9][0-9A-Za-z.+!]*", bound) for bound in pinned.values())
-    made = ("study", "dev", "mpi", "cluster", "peers")
+    made = ("study", "dev", "mpi", "cluster", "peers", "site", "ui")
     wanted = bounds([*PROJECT["dependencies"], *(entry for extra in made for entry in EXTRAS[extra])])
     assert set(wanted) <= set(pinned)
     for name, bound in wanted.items():
@@ -72,7 +72,7 @@ def test_one_cuda_generation_only():
     assert [name for extra in EXTRAS.values() for name in bounds(extra) if "cupy" in name] == ["cupy-cuda13x"]
 
 
-TARGETS = "figures test check-gpu peers mpi in-time lab sweep cluster html clean help"
+TARGETS = "figures test test-ui check-gpu peers mpi in-time lab sweep cluster html clean help"
 
 
 @pytest.mark.parametrize("target", TARGETS.split())

@@ -187,13 +187,16 @@ def _comparison(setting: Setting, results: Results) -> list[str]:
 
 
 @plots.styled
-def picture(costs: model.Model | None, setting: Setting, axis: str, results: Results) -> Figure:
-    """The model's lines along an axis, and every point that was measured on them; the present one is ringed."""
+def picture(costs: model.Model | None, setting: Setting, axis: str, results: Results, name: str = "") -> Figure:
+    """The model's lines along an axis, and every point that was measured on them; the present one is ringed.
+
+    `name`: the machine whose costs these are, this one by default.
+    """
     held = {name: getattr(setting, name) for name in ("H", "T", "B", "layers") if name != axis}
     said = ", ".join(f"{name} = {value:,}" for name, value in held.items())
     threads = "" if axis == "threads" else f", {setting.threads} thread{'s' * (setting.threads > 1)}"
-    subtitle = f"{said}, I = O = H{threads}. Dashed: the model, before anything is run. Points: measured here and now."
-    figure, (ax,) = plots.page("Time of a step", subtitle, machine.name(), (2.55,), head=0.12)
+    subtitle = f"{said}, I = O = H{threads}.\nDashed: the model, before anything is run. Points: measured here and now."
+    figure, (ax,) = plots.page("Time of a step", subtitle, name or machine.name(), (2.55,), head=0.12)
     lines = predicted(costs, setting, axis) if costs else {}
     sizes = list(sizes_along(axis))
     points = {

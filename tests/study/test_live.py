@@ -1,0 +1,114 @@
+"""The process that measures: its answers, that it can be stopped, and what it says when something is wrong."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from rnnpar import model
+from rnnpar.study import live, tell
+from rnnpar.study.live import Bench, Job, Message
+from rnnpar.study.measure import Point
+
+SMALL = Point("random", 8, 8, 8, 5, 2)
+
+
+def test_a_job_from_beginning_to_end():
+    messages = list(live.run(1, Job(SMALL, ("serial/naive", "serial/hoisted"), 1)))
+    kinds = [message.kind for message in messages]
+    assert kinds.count("rows") == 2
+    assert "trace" not in kinds
+    steps = [message.done for message in messages if message.kind == "progress"]
+    assert steps == sorted(steps)
+    assert all(message.done <= message.of for message in messages)
+    rows = next(message.data for message in messages if message.kind == "rows")
+    assert {row.status for row in rows} == {"ok"}
+    assert rows[0].error < 1e-5
+
+
+def test_sizes_that_do_not_fit_are_not_tried():
+    huge = Point("random", 4096, 4096, 4096, 10**6, 10**4)
+    (message,) = live.run(1, Job(huge, ("serial/naive",), 1))
+    assert message.kind == "error"
+    assert "GB" in message.text
+    assert live.too_large(SMALL) == ""
+    assert live.too_large(SMALL, free=10.0) != ""
+
+
+def test_the_expected_seconds_grow_with_the_sizes():
+    costs = tell.cost_model(tell.store.machines()[0])
+    small, large = (
+        live.seconds_expected(costs, Job(Point("random", H, H, H, 100, 1), ("serial/naive",), 1)) for H in (64, 1024)
+    )
+    assert 0 < small < large
+    assert np.isnan(live.seconds_expected(None, Job(SMALL, ("serial/naive",), 1)))
+    assert isinstance(costs, model.Model)
+
+
+class Heard:
+    """Collects what a bench reports."""
+
+    def __init__(self):
+        self.messages: queue.Queue[Message] = queue.Queue()
+        self.bench = Bench(self.messages.put)
+
+    def until(self, kind: str, seconds: float = 60) -> Message:
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            message = self.messages.get(timeout=left)
+            if message.kind == kind:
+                return message
+        raise AssertionError(f"no {kind} in {seconds} s")
+
+
+@pytest.fixture(scope="module")
+def heard():
+    heard = Heard()
+    yield heard
+    heard.bench.close()
+    assert heard.bench._process is None
+
+
+def test_a_bench_measures_stops_and_goes_on(heard: Heard):
+    heard.bench.submit(Job(SMALL, ("serial/naive",), 1))
+    assert heard.until("rows").method == "serial/naive"
+    heard.until("end")
+    assert not heard.bench.busy
+    # A job of minutes: stopped, its process is gone and another one takes the next job.
+    long = Point("random", 1024, 1024, 1024, 2000, 64)
+    old = heard.bench._process
+    heard.bench.submit(Job(long, ("serial/naive",), 1))
+    heard.until("progress")
+    begin = time.monotonic()
+    heard.bench.stop()
+    assert time.monotonic() - begin < 2
+    assert old.poll() is not None
+    number = heard.bench.submit(Job(SMALL, ("serial/hoisted",), 1))
+    assert heard.until("rows").job == number
+    # A newer job replaces one that does not listen, within the time of grace and that of a start.
+    heard.bench.submit(Job(long, ("serial/naive",), 1))
+    heard.until("progress")
+    number = heard.bench.submit(Job(SMALL, ("serial/naive",), 1))
+    assert heard.until("rows").job == number
+    heard.until("end")
+
+
+def test_a_process_that_dies_is_told(heard: Heard):
+    heard.bench.submit(Job(Point("random", 512, 512, 512, 2000, 64), ("serial/naive",), 1))
+    heard.until("progress")
+    heard.bench._process.kill()
+    assert "killed" in heard.until("error").text
+    assert not heard.bench.busy
+
+
+def test_an_unknown_method_is_an_error_and_the_process_lives(heard: Heard):
+    heard.bench.submit(Job(SMALL, ("serial/nothing",), 1))
+    assert "unknown method" in heard.until("error").text
+    process = heard.bench._process
+    heard.until("end")
+    assert process.poll() is None
+    assert threading.active_count() < 20

@@ -1,0 +1,154 @@
+"""JupyterLab as a reader uses it: run all of chapter 00, play with explore, stop a run; and what `make lab` opens."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.ui.conftest import ROOT, SHOTS, Lab, lab_environment
+
+ALL_MS = 240_000
+
+
+def open_notebook(page: Page, lab: Lab, name: str) -> None:
+    page.goto(lab.at(f"notebooks/{name}"), wait_until="domcontentloaded")
+    page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=60_000)
+    page.locator(".jp-Toolbar-kernelStatus, .jp-Notebook-ExecutionIndicator").first.wait_for(timeout=60_000)
+    # No dialogue may hide the page: a kernel that is not there would ask for one.
+    expect(page.locator(".jp-Dialog")).to_have_count(0)
+
+
+def run_all(page: Page) -> None:
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+
+
+def counts(page: Page) -> list[str]:
+    """What stands before each code cell: "[3]:" when it has run, "[*]:" while it waits."""
+    return page.locator(".jp-CodeCell .jp-InputArea-prompt").all_inner_texts()
+
+
+def test_all_of_chapter_00_runs(page: Page, lab: Lab):
+    open_notebook(page, lab, "00_start_here.ipynb")
+    run_all(page)
+    page.locator(".jp-OutputArea-output img").first.wait_for(timeout=ALL_MS)
+    page.wait_for_function(
+        "() => { const all = [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')].map(e => e.innerText);"
+        " return all.length > 4 && all.every(text => /\\[\\d+\\]/.test(text)); }",
+        timeout=ALL_MS,
+    )
+    assert page.locator("[data-mime-type='application/vnd.jupyter.error']").count() == 0, counts(page)
+    expect(page.get_by_text("relative error:").last).to_be_visible()
+    picture = page.locator(".jp-OutputArea-output img").last
+    picture.scroll_into_view_if_needed()
+    assert picture.evaluate("image => image.naturalWidth") > 500
+    page.screenshot(path=SHOTS / "lab_00.png")
+
+
+@pytest.fixture
+def explore(page: Page, lab: Lab) -> Page:
+    page.set_viewport_size({"width": 1280, "height": 1500})
+    open_notebook(page, lab, "explore.ipynb")
+    run_all(page)
+    page.locator("img[alt^='Time of a step']").wait_for(timeout=60_000)
+    return page
+
+
+def drag(page: Page, name: str, keys: str, times: int) -> None:
+    """Move a slider by its keyboard, as a reader may."""
+    handle = page.locator(".widget-hslider", has_text=name).locator(".noUi-handle")
+    handle.focus()
+    for _ in range(times):
+        handle.press(keys)
+
+
+def source(page: Page) -> str:
+    return page.locator("img[alt^='Time of a step']").get_attribute("src")
+
+
+def test_explore_answers_a_slider_and_measures(explore: Page):
+    expect(explore.get_by_role("status")).to_have_text("measured", timeout=ALL_MS)
+    expect(explore.locator("img[alt^='What each thread did']")).to_be_visible()
+    expect(explore.get_by_text("times as fast as")).to_be_visible()
+    explore.screenshot(path=SHOTS / "lab_explore_measured.png")
+    before = source(explore)
+    took = explore.evaluate(
+        """async () => {
+            const picture = () => document.querySelector("img[alt^='Time of a step']").src;
+            const rows = [...document.querySelectorAll('.widget-hslider')];
+            const row = rows.find(e => e.innerText.includes('hidden size H'));
+            const handle = row.querySelector('.noUi-handle'), old = picture(), begin = performance.now();
+            handle.focus();
+            handle.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight', bubbles: true}));
+            while (picture() === old && performance.now() - begin < 10000) await new Promise(r => setTimeout(r, 5));
+            return performance.now() - begin;
+        }"""
+    )
+    print(f"a slider's answer after {took:.0f} ms")
+    (SHOTS / "slider_ms.json").write_text(json.dumps(took))
+    assert source(explore) != before
+    assert took < 2_000  # 300 on a quiet machine; this one may be busy
+    expect(explore.get_by_text("hidden size H").first).to_be_visible()
+
+
+def test_explore_stops_a_run(explore: Page):
+    stop = explore.get_by_role("button", name="Stop", exact=True)
+    expect(explore.get_by_role("status")).to_have_text("measured", timeout=ALL_MS)
+    expect(stop).to_be_disabled()
+    drag(explore, "hidden size H", "ArrowRight", 6)
+    drag(explore, "time steps T", "ArrowRight", 3)
+    explore.get_by_role("button", name="Measure", exact=True).click()
+    expect(stop).to_be_enabled()
+    explore.screenshot(path=SHOTS / "lab_explore_running.png")
+    stop.click()
+    expect(explore.get_by_role("status")).to_have_text("stopped", timeout=5_000)
+    expect(stop).to_be_disabled()
+    workers = [p for p in psutil.process_iter(["cmdline"]) if "rnnpar.study.live" in (p.info["cmdline"] or [])]
+    time.sleep(2)  # what a new process imports
+    assert all(p.cpu_percent(1.0) < 50 for p in workers if p.is_running())
+
+
+def test_explore_says_what_it_does_not_understand_and_advises(explore: Page):
+    text = explore.locator("textarea").last
+    text.fill("H = many")
+    explore.get_by_role("button", name="Advise", exact=True).click()
+    expect(explore.get_by_text("Not understood")).to_be_visible()
+    text.fill("hidden_size=512, batch=8, T=100")
+    explore.get_by_role("button", name="Advise", exact=True).click()
+    expect(explore.get_by_text("rnnpar.prepare(net,").last).to_be_visible()
+    explore.get_by_text("Paste your sizes").last.scroll_into_view_if_needed()
+    explore.screenshot(path=SHOTS / "lab_explore_advice.png")
+
+
+def test_make_lab_opens_00_with_this_environments_kernel(page: Page, tmp_path: Path):
+    home = tmp_path / "home"
+    decoy = home / ".local/share/jupyter/kernels/python3"  # a kernel of the user's own, of the same name
+    decoy.mkdir(parents=True)
+    (decoy / "kernel.json").write_text(json.dumps(dict(argv=["/bin/false"], display_name="Decoy", language="python")))
+    options = "LAB_OPTIONS=--no-browser --port=0" + (" --allow-root" if hasattr(os, "geteuid") else "")
+    environment = lab_environment(home) | {"VIRTUAL_ENV": sys.prefix}
+    server = Lab(["make", "lab", options], ROOT, environment)
+    try:
+        assert "00_start_here.ipynb" in server.url
+        page.goto(server.url, wait_until="domcontentloaded")
+        page.get_by_role("tab", name="00_start_here.ipynb").wait_for(timeout=60_000)
+        expect(page.get_by_role("heading", name="where is the parallelism")).to_be_visible()
+        end = time.monotonic() + 60
+        while not (kernels := kernels_below(server.process.pid)) and time.monotonic() < end:
+            time.sleep(0.2)
+        assert kernels, "no kernel was started"
+        assert os.path.samefile(os.path.dirname(kernels[0][0]), Path(sys.executable).parent)
+    finally:
+        server.close()
+
+
+def kernels_below(pid: int) -> list[list[str]]:
+    found = [child.cmdline() for child in psutil.Process(pid).children(recursive=True) if child.is_running()]
+    return [line for line in found if any("ipykernel" in word for word in line)]
