@@ -175,7 +175,7 @@ def batch_body(thread, threads, x, h0, y, h, panels, bias, table, states, logits
     own, after = first + (end - first) * thread // threads, first + (end - first) * (thread + 1) // threads
     if after > own:
         sequences(x, h0, y, h, panels, bias, table, states[thread], logits[thread], block, chunk, T, B, own,
-                  after - own, sizes)  # fmt: skip
+                  after - own, sizes, 0, None)  # fmt: skip
 
 
 @jit(parallel=True)

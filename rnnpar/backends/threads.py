@@ -177,25 +177,9 @@ def share(rows, rank, size):
 def rows_region(size, x, h0, y, h, panels, bias, table, states, logits, sync, block, chunk, T, B, sizes, trace):
     for rank in prange(size):
         rows_body(
-            np.int64(rank),
-            size,
-            x,
-            h0,
-            y,
-            h,
-            panels,
-            bias,
-            table,
-            states,
-            logits,
-            sync,
-            block,
-            chunk,
-            T,
-            B,
-            sizes,
-            trace,
-        )
+            np.int64(rank), size, x, h0, y, h, panels, bias, table, states, logits, sync, block, chunk, T, B,
+            sizes, trace,
+        )  # fmt: skip
 
 
 def rows(net: RNN, threads: int, dtype: str = "float32", trace: bool = False) -> Forward:
@@ -355,25 +339,9 @@ def wait_for(done, chunks, stage, c):
 def wavefront_region(size, x, h0, y, h, panels, bias, table, states, logits, done, block, chunk, T, B, sizes, trace):
     for rank in prange(size):
         wavefront_body(
-            np.int64(rank),
-            size,
-            x,
-            h0,
-            y,
-            h,
-            panels,
-            bias,
-            table,
-            states,
-            logits,
-            done,
-            block,
-            chunk,
-            T,
-            B,
-            sizes,
-            trace,
-        )
+            np.int64(rank), size, x, h0, y, h, panels, bias, table, states, logits, done, block, chunk, T, B,
+            sizes, trace,
+        )  # fmt: skip
 
 
 def wavefront(net: RNN, threads: int, dtype: str = "float32", trace: bool = False) -> Forward:
