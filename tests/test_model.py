@@ -145,3 +145,24 @@ def test_probes_measure_what_they_name():
     a_call, an_element = probe.line(lambda n, size: [np.zeros(size).sum() for _ in range(n)])
     assert a_call > 0
     assert an_element >= 0
+
+
+@pytest.mark.parametrize("strategy", model.ITERATIONS)
+def test_in_time_is_predicted_for_every_window(strategy):
+    """More iterations and more windows never take less time; the formula takes the best window."""
+    found, work = Model(simple_peaks(), 32), Work(T=4096, B=1, I=32, H=32, O=32)
+    seconds = [model.in_time_seconds(found, strategy, work, 2, window) for window in model.windows(work.T)]
+    assert found.predict(f"in_time/{strategy}", work, 2) == pytest.approx(min(seconds))
+    for more in (1, 10):
+        few, many = (model.in_time_seconds(found, strategy, work, 2, 4096, iterations=n) for n in (more, more + 5))
+        assert few < many
+
+
+def test_windows_stay_in_the_caches_where_they_can(monkeypatch):
+    monkeypatch.setattr(machine, "caches", lambda: {"L2": 2**20})
+    monkeypatch.setattr(model, "here", lambda: Model(simple_peaks(), 32))
+    work = Work(T=65536, B=1, I=32, H=32, O=32)
+    assert model.windows(1000) == [1000, 500, 250, 125, 63]
+    assert model.best_window("in_time/jacobi", work, 2, model.windows(work.T)) == 4096
+    assert model.best_window("in_time/jacobi", work, 2, [65536]) == 65536
+    assert model.best_window("in_time/jacobi", work, 2, [65536, 32768]) == 32768

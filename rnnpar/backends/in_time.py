@@ -220,6 +220,8 @@ class InTime:
         module = array_module or ("numpy" if dtype == "float64" else None)
         self.engine = Arrays(net, module, dtype, damping) if module else Threads(net, threads, damping)
         self.is_arrays = bool(module)
+        # Rounding leaves the more of a residual the larger the products are that it is the difference of.
+        self.scales = [max(1.0, float(np.abs(layer.W).sum(axis=1).max()) / 5) for layer in net.layers]
         self.plans: dict[tuple[int, int], Plan] = {}
         self.info: dict[str, Any] = {}
 
@@ -243,9 +245,12 @@ class InTime:
     def _layer(self, plan: Plan, state: _Sums, layer: int, steps: int, most: int, below: float) -> float:
         """Solve one layer of one window; returns the error to be expected of it. NotConverged."""
         residuals: list[float] = []
+        small = scan.SMALL if self.itemsize == 4 else 1e-9 * scan.SMALL
         for tolerance in TOLERANCES_64 if self.itemsize == 8 else TOLERANCES[self.name]:
-            before = len(residuals)
-            residuals = state.time("solve", self.engine.solve, plan, layer, steps, most, tolerance, not before)
+            before, scale = len(residuals), self.scales[layer]
+            residuals = state.time(
+                "solve", self.engine.solve, plan, layer, steps, most, tolerance * scale, small * scale, not before
+            )
             state.solved(residuals, steps, first=not before)
             if math.isnan(residuals[-1]):
                 raise ValueError(f"x or h0 leads to NaN in layer {layer}: an iteration cannot converge on that")
@@ -421,7 +426,9 @@ class Threads:
         known = self.h[: plan.B * plan.ld].reshape(plan.B, plan.ld)
         known[:, : self.net.hidden_size] = self.state[layer]
 
-    def solve(self, plan: Plan, layer: int, steps: int, most: int, tolerance: float, fresh: bool) -> list[float]:
+    def solve(
+        self, plan: Plan, layer: int, steps: int, most: int, tolerance: float, small: float, fresh: bool
+    ) -> list[float]:
         _, w, _ = self.packed.table[layer]
         H, n = self.net.hidden_size, min(plan.n, steps)
         history = np.zeros(most + 3)
@@ -429,7 +436,7 @@ class Threads:
         self.team_of["solve"].run(
             plan.kind, self.z, self.h, self.g, self.r, self.packed.panels, w, self._diagonal(layer), self.ends,
             self.maps, self.alive, self.scratch, self.sync, self.partial, history, -(-steps // n), n, steps,
-            plan.B, H, plan.ld, self.keep, np.float32(scan.FADED), most, tolerance, fresh,
+            plan.B, H, plan.ld, self.keep, np.float32(scan.FADED), most, tolerance, small, fresh,
         )  # fmt: skip
         return history[: int(history[most + 1]) + 1].tolist()
 
@@ -503,11 +510,13 @@ class Arrays:
         self.h = self.xp.zeros((steps + 1, self.plan.B, self.net.hidden_size), self.dtype)
         self.h[0] = self.state[layer]
 
-    def solve(self, plan: Plan, layer: int, steps: int, most: int, tolerance: float, fresh: bool) -> list[float]:
+    def solve(
+        self, plan: Plan, layer: int, steps: int, most: int, tolerance: float, small: float, fresh: bool
+    ) -> list[float]:
         S = min(plan.S, steps)
         with one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
             residuals, self.g, self.r = scan_arrays.solve(
-                self.xp, plan.kind, self.layers[layer][0], self.z, self.h, S, self.keep, most, tolerance
+                self.xp, plan.kind, self.layers[layer][0], self.z, self.h, S, self.keep, most, tolerance, small
             )
         return residuals
 

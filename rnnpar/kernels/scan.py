@@ -37,7 +37,7 @@ WARM = 24  # steps in which a tangent turns towards the direction that grows fas
 ROUNDING = 1.5e-7  # what a step's product, sum and tanh in float32 may add to the error of a state
 BLOCK = 64  # rows of one product in `evaluate`: they stay in the first cache from the product to the residual
 STALLED = 30  # iterations without a smaller residual, after which one below SMALL is as small as it gets
-SMALL = 2e-6
+SMALL = 2e-6  # times the largest row sum of |W| where that is above 5: so much may rounding leave of a residual
 
 
 # --- what is done to one row, or to rows that lie one behind the other ------------------------------------------------
@@ -324,7 +324,7 @@ def _apart(a, b):
 @jit()
 def solve_body(
     rank, size, kind, z, h, g, r, panels, w, diagonal, ends, maps, alive, scratch, sync, partial, history,
-    S, n, T, B, H, ld, keep, faded, most, tolerance, fresh,
+    S, n, T, B, H, ld, keep, faded, most, tolerance, small, fresh,
 ):  # fmt: skip
     """Iterate until the residual is at most `tolerance`, or `most` times; then h is f, one evaluation further on.
 
@@ -376,7 +376,7 @@ def solve_body(
         stalled += 1
         if residual < 0.9 * best:
             best, stalled = residual, 0
-        if not residual > tolerance or corrections == most or (stalled >= STALLED and residual < SMALL):
+        if not residual > tolerance or corrections == most or (stalled >= STALLED and residual < small):
             break
         if kind == JACOBI:
             _add(view(h, (t0 + 1) * width, (t1 - t0) * width), view(r, t0 * width, (t1 - t0) * width))
@@ -408,12 +408,12 @@ def solve_body(
 @jit(parallel=True)
 def solve_region(
     size, kind, z, h, g, r, panels, w, diagonal, ends, maps, alive, scratch, sync, partial, history,
-    S, n, T, B, H, ld, keep, faded, most, tolerance, fresh,
+    S, n, T, B, H, ld, keep, faded, most, tolerance, small, fresh,
 ):  # fmt: skip
     for rank in prange(size):
         solve_body(
             np.int64(rank), size, kind, z, h, g, r, panels, w, diagonal, ends, maps, alive, scratch, sync,
-            partial, history, S, n, T, B, H, ld, keep, faded, most, tolerance, fresh,
+            partial, history, S, n, T, B, H, ld, keep, faded, most, tolerance, small, fresh,
         )  # fmt: skip
 
 

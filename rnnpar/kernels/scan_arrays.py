@@ -10,7 +10,7 @@ import math
 from types import ModuleType
 from typing import Any
 
-from rnnpar.kernels.scan import DENSE, DIAGONAL, JACOBI, LOOK, SMALL, STALLED, WARM
+from rnnpar.kernels.scan import DENSE, DIAGONAL, JACOBI, LOOK, STALLED, WARM
 
 Array = Any
 
@@ -110,12 +110,20 @@ def sweep(xp: ModuleType, W: Array, z: Array, h: Array, S: int) -> None:
 
 
 def solve(
-    xp: ModuleType, kind: int, W: Array, z: Array, h: Array, S: int, keep: float, most: int, tolerance: float
+    xp: ModuleType,
+    kind: int,
+    W: Array,
+    z: Array,
+    h: Array,
+    S: int,
+    keep: float,
+    most: int,
+    tolerance: float,
+    small: float,
 ) -> tuple[list[float], Array, Array]:
     """As `scan.solve_body`: h is corrected in place; returns the residuals, and g and r of the last evaluation."""
     residuals: list[float] = []
     diagonal = W.diagonal()
-    small = SMALL if W.itemsize == 4 else 1e-9 * SMALL
     while True:
         f = xp.tanh(z + times(h[:-1], W))
         g = (1 - f) * (1 + f) * xp.asarray(keep, f.dtype)

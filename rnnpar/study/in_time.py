@@ -131,7 +131,7 @@ def says(info: Mapping[str, Any]) -> str:
 
 def told(message: str) -> dict[str, float]:
     """The numbers of a message; of a refusal those that it names."""
-    found = {key: float(value) for key, value in re.findall(r"(\w+)=(-?[\d.e+-]+|-?inf)", message)}
+    found = {key: float(value) for key, value in re.findall(r"(\w+)=(-?inf|-?[\d.e+-]+)", message)}
     if refused := re.search(r"exponent is (-?[\d.e+-]+) a step", message):
         found["exponent"] = float(refused[1])
     if refused := re.search(r"after (\d+) iterations", message):
