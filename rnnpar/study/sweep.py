@@ -39,7 +39,6 @@ from rnnpar.study import measure, store
 
 PROFILES = Path(__file__).parent / "profiles"
 KEYS = ("experiment", "grids", "workloads", "methods", "threads", "samples", "budget_s", "limit_s", "seed")
-APART = ("peers", "mpi")  # backends that are measured by commands of their own: make peers, make mpi
 SIZES = ("H", "I", "O", "T", "B", "layers")
 CELL_LIMIT_S = 4 * 3600  # far beyond the full profile: a sweep that hangs ends one day
 
@@ -136,7 +135,9 @@ def finished(experiment: str) -> bool:
 def plan(profile: Mapping[str, Any]) -> Plan:
     """Every point of a profile, with the methods and their options to be timed there."""
     if profile["methods"] == "all":
-        methods = [method.name for method in registry.methods() if method.available and method.backend not in APART]
+        methods = [
+            method.name for method in registry.methods() if method.available and method.backend not in measure.APART
+        ]
     else:
         methods = profile["methods"]
     takes_threads = {name: _takes_threads(name) for name in methods}
