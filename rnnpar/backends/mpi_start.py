@@ -4,9 +4,9 @@ Every rank connects to a socket of this process and then waits there, asleep, fo
 in memory that this process and all ranks have mapped, so a call sends only its shape; nothing is pickled. A rank whose
 connection ends, because this process closed the runner or died of whatever, ends at once.
 
-The time of a call, as `Runner.timed` tells it, is what passed in the ranks, from the moment when all had come to the
-moment when the answer was complete: as under mpiexec, where there is no such process beside them. `info` has the
-whole of it as well ("whole_s"), with the copy of x and the waking of the ranks.
+The time of a call, as `Runner.timed` tells it, is what passed in the ranks, from the moment when the first of them
+begins, all having come, to the moment when the answer is complete: as under mpiexec, where there is no such process
+beside them. `info` has the whole of it as well ("whole_s"), with the copy of x and the waking of the ranks.
 """
 
 from __future__ import annotations
@@ -380,7 +380,11 @@ def stay_on_cores(rank: int, ranks: int, threads: int) -> None:
 
 
 def answer(place: Any, strategy: Any, memory: dict[int, mmap.mmap], line: Line, call: dict, descriptors: list) -> None:
-    """One call: map what is new, compute, and let rank 0 say how long it took."""
+    """One call: map what is new, compute, and let rank 0 say how long it took (all ranks here have the same clock)."""
+    from mpi4py import MPI
+
+    from rnnpar.backends.mpi import patiently
+
     sizes = dict(map(tuple, call["memory"]))
     for key, descriptor in zip(call["new"], descriptors, strict=True):
         memory[key] = mmap.mmap(descriptor, sizes[key])
@@ -392,9 +396,11 @@ def answer(place: Any, strategy: Any, memory: dict[int, mmap.mmap], line: Line, 
     place.meet()
     begin = time.perf_counter()
     strategy.run(x, floats(taken, x.size, h0), y, floats(given, y.size, h0))
-    seconds = time.perf_counter() - begin  # rank 0 returns last: when everything has come
+    end = time.perf_counter()  # on rank 0, when everything has come
+    first = np.empty(1)  # who left the meeting first: rank 0 may have slept on while others computed
+    patiently(place.comm.Ireduce(np.array([begin]), first, MPI.MIN), place.crowded)
     if place.rank == 0:
-        line.write({"seconds": seconds, "info": strategy.info})
+        line.write({"seconds": end - float(first[0]), "info": strategy.info})
     for key in set(memory) - set(call["keep"]):
         del memory[key]
 

@@ -370,7 +370,7 @@ def strategies(frame: pd.DataFrame) -> Figure:
         "Ranks against threads on one machine",
         f"Times as fast as the same strategy on one rank, I = O = H, one thread a rank, {cores_said(frame)}.\n"
         f"{plots.BANDS}",
-        corner(frame, rows), [1.75] * 3, gap=0.85, head=0.28, right=1.95,
+        corner(frame, rows), [1.75] * 3, gap=0.85, head=0.28, right=2.15, left=0.95,
     )  # fmt: skip
     fixed = {"rows": "B = 1, one layer", "batch": "H = 256, T = 32, one layer", "pipeline": "H = 256, T = 128, B = 1"}
     for ax, strategy in zip(panels, LINES, strict=True):

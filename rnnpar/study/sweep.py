@@ -42,7 +42,6 @@ from rnnpar.study import measure, store
 
 PROFILES = Path(__file__).parent / "profiles"
 KEYS = ("experiment", "grids", "workloads", "methods", "threads", "samples", "budget_s", "limit_s", "seed")
-APART = ("peers", "mpi", "in_time")  # backends that are measured by commands of their own, such as make peers
 SIZES = ("H", "I", "O", "T", "B", "layers")
 CELL_LIMIT_S = 4 * 3600  # far beyond the full profile: a sweep that hangs ends one day
 
@@ -148,7 +147,7 @@ def finished(experiment: str) -> bool:
 def plan(profile: Mapping[str, Any]) -> Plan:
     """Every point of a profile, with the methods and their options to be timed there."""
     if profile["methods"] == "all":
-        ours = [method for method in registry.methods() if method.backend not in APART and not method.on_gpu]
+        ours = [method for method in registry.methods() if method.backend not in measure.APART and not method.on_gpu]
         methods = [method.name for method in ours if method.available]
     else:
         methods = profile["methods"]

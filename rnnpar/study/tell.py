@@ -294,11 +294,11 @@ TIME, ERROR = "time a step (µs)", "error to the oracle (millionths)"
 def bits(batch: int = 8, steps: int = 1000) -> pd.DataFrame:
     """Bits per character and error to the oracle of every method on every trained network, computed here and now.
 
-    But for the peers: each would need a process of its own, and some seconds to start it.
+    But for the peers and mpi: each would need processes of its own, and some seconds to start them.
     """
     rows = []
     x, targets = corpus.sequences(batch, steps)
-    methods = [method for method in registry.methods() if method.backend not in ("peers", "in_time")]
+    methods = [method for method in registry.methods() if method.backend not in measure.APART]
     for network in corpus.models():
         net = corpus.load(network)
         wanted, _ = reference(net, x)
