@@ -35,7 +35,8 @@ except ImportError:  # Windows: two sweeps at once are not kept apart there
 BOUND = 1e-5  # the largest relative error to the oracle that a float32 method may have
 SAMPLE_S = 1e-3  # a sample lasts at least this long: the clock and the call's overhead vanish in it
 SETTLE_S = 20e-3  # calls shorter than this have one untimed call of the same method before each sample
-APART = ("peers", "mpi", "in_time")  # backends that are measured by commands of their own, such as make peers
+ELSEWHERE = ("peers", "mpi", "in_time")  # backends that are measured by commands of their own, such as make peers
+APART = ("mpi", "peers")  # backends that compute in processes of their own; before a sample beside theirs comes
 PAUSE_S = 10e-3  # a pause, in which this process's threads, still spinning after their last call, go to sleep; and
 AWAKE_S = 20e-3  # so many seconds of untimed calls, in which theirs awake, and the system gives each a core again
 FEWEST = 3  # samples of a method whose calls are within the limit

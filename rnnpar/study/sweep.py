@@ -147,7 +147,9 @@ def finished(experiment: str) -> bool:
 def plan(profile: Mapping[str, Any]) -> Plan:
     """Every point of a profile, with the methods and their options to be timed there."""
     if profile["methods"] == "all":
-        ours = [method for method in registry.methods() if method.backend not in measure.APART and not method.on_gpu]
+        ours = [
+            method for method in registry.methods() if method.backend not in measure.ELSEWHERE and not method.on_gpu
+        ]
         methods = [method.name for method in ours if method.available]
     else:
         methods = profile["methods"]

@@ -298,7 +298,7 @@ def bits(batch: int = 8, steps: int = 1000) -> pd.DataFrame:
     """
     rows = []
     x, targets = corpus.sequences(batch, steps)
-    methods = [method for method in registry.methods() if method.backend not in measure.APART]
+    methods = [method for method in registry.methods() if method.backend not in measure.ELSEWHERE]
     for network in corpus.models():
         net = corpus.load(network)
         wanted, _ = reference(net, x)
