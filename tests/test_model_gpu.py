@@ -85,7 +85,7 @@ def test_every_method_is_predicted_or_refused_by_name(device, method):
 def test_a_cluster_needs_a_new_card_and_a_small_network():
     with pytest.raises(DoesNotFit, match="blocks a cluster"):
         GpuModel(A100).predict("cupy_gpu/cluster", WORK)
-    with pytest.raises(DoesNotFit, match=r"hidden units|numba_cuda/persistent"):
+    with pytest.raises(DoesNotFit, match=r"needs 4,096 hidden units.*numba_cuda/persistent"):
         GpuModel(H100).predict("cupy_gpu/cluster", Work(8, 1, 8, 4096, 8))
 
 

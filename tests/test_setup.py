@@ -20,7 +20,10 @@ NOT_OURS = {"python", "pip"}
 
 def bounds(requirements: list[str]) -> dict[str, str]:
     """name -> version bound, of requirements such as "numpy>=2.0"."""
-    pairs = (re.fullmatch(r"([A-Za-z0-9_.-]+?)\s*([=<>~!].*)?", text).groups() for text in requirements)
+    pairs = (
+        re.fullmatch(r"([A-Za-z0-9_.-]+?)\s*([=<>~!].*)?", re.sub(r"\[.*?\]", "", text)).groups()
+        for text in requirements
+    )
     return {name.lower(): bound or "" for name, bound in pairs}
 
 
