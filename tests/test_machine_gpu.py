@@ -128,7 +128,9 @@ CPU = {
 @pytest.fixture
 def file(monkeypatch, tmp_path):
     """Where the peaks are kept, and a list of what was measured, "cpu" or "gpu"."""
-    gpu_probe = pytest.importorskip("rnnpar.kernels.gpu_probe", reason="pip install 'numba-cuda[cu13]'")
+    pytest.importorskip("numba_cuda", reason="pip install 'numba-cuda[cu13]'")
+    from rnnpar.kernels import gpu_probe
+
     path = tmp_path / "peaks.json"
     measured: list[str] = []
     monkeypatch.setattr(machine, "folder", lambda: tmp_path)
@@ -186,6 +188,16 @@ def test_forgetting_one_keeps_the_other(file):
     path.write_text("{ half")
     machine.forget_peaks("gpu")
     assert not path.exists()
+
+
+def test_without_numba_cuda_it_says_what_to_install(file, monkeypatch):
+    from rnnpar import model_gpu, registry
+
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(registry.Unavailable, match="pip install 'numba-cuda"):
+        machine.gpu_peaks()
+    monkeypatch.setattr(launch.Device, "current", classmethod(lambda cls, number=0: launch.T4))
+    assert model_gpu.here().rates == model_gpu.published(launch.T4)
 
 
 def test_without_a_gpu_there_is_nothing_to_measure(monkeypatch, capsys):

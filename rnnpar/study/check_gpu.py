@@ -464,6 +464,9 @@ def in_child(function: str, arguments: tuple, timeout_s: float) -> Any:
 def peaks(session: Session, pattern: str) -> None:
     """The GPU's peaks, in a process of its own: measured once, or the stored ones."""
     session.need(20)
+    if not registry._importable("numba_cuda"):
+        session.note("peaks", "left out", "they are measured with numba-cuda: pip install 'numba-cuda[cu13]'", "")
+        return
     if session.again:
         machine.forget_peaks("gpu")
     try:
