@@ -7,6 +7,7 @@ never typed, so that two alike machines are not taken for one and one machine is
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import platform
@@ -25,6 +26,7 @@ import numpy as np
 import psutil
 
 from rnnpar.network import RNN
+from rnnpar.registry import Unavailable
 
 PEAKS_VERSION = 3  # raised when what is measured changes, so that older files are measured anew
 PEAKS_TRIES = 5
@@ -288,7 +290,7 @@ def _peaks(file: Path) -> dict[str, Any]:
 def gpu_peaks() -> dict[str, Any]:
     """The GPU's peaks, measured at the first call ever and kept under `gpu` in peaks.json; see `gpu_probe.measure`.
 
-    Empty where there is no GPU. registry.Unavailable where there is one, and no numba-cuda to measure it with.
+    Empty where there is no GPU. Unavailable where there is one, and no numba-cuda to measure it with.
     """
     return _gpu_peaks(folder() / "peaks.json") if gpu() else {}
 
@@ -299,6 +301,8 @@ def _gpu_peaks(file: Path) -> dict[str, Any]:
     found = stored.get("gpu", {})
     if (found.get("version"), found.get("name")) == (GPU_PEAKS_VERSION, gpu()["name"]):
         return found
+    if importlib.util.find_spec("numba_cuda") is None:
+        raise Unavailable("the GPU's peaks are measured with numba-cuda: pip install 'numba-cuda[cu13]'")
     from rnnpar.kernels import gpu_probe
 
     print("rnnpar: measuring this GPU's peaks, once (about 20 s) ...", file=sys.stderr, flush=True)

@@ -310,11 +310,18 @@ AUTO = ("numba_cuda/steps", "numba_cuda/block", "numba_cuda/persistent", "cupy_g
 
 
 def here() -> GpuModel:
-    """The model of this machine's GPU; measures its peaks if that was never done. RuntimeError where there is none."""
-    from rnnpar import machine
+    """The model of this machine's GPU; measures its peaks if that was never done. RuntimeError where there is none.
+
+    Without numba-cuda, which measures them, the rates are published ones: a rougher guess to choose by.
+    """
+    from rnnpar import machine, registry
 
     device = Device.current()
-    return GpuModel(device, rates_of(machine.gpu_peaks(), device))
+    try:
+        peaks = machine.gpu_peaks()
+    except registry.Unavailable:
+        peaks = {}
+    return GpuModel(device, rates_of(peaks, device))
 
 
 def fastest(model: GpuModel, work: Work, methods: tuple[str, ...], transfers: bool, dtype: str) -> tuple[str, float]:

@@ -188,6 +188,16 @@ def test_forgetting_one_keeps_the_other(file):
     assert not path.exists()
 
 
+def test_without_numba_cuda_it_says_what_to_install(file, monkeypatch):
+    from rnnpar import model_gpu, registry
+
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(registry.Unavailable, match="pip install 'numba-cuda"):
+        machine.gpu_peaks()
+    monkeypatch.setattr(launch.Device, "current", classmethod(lambda cls, number=0: launch.T4))
+    assert model_gpu.here().rates == model_gpu.published(launch.T4)
+
+
 def test_without_a_gpu_there_is_nothing_to_measure(monkeypatch, capsys):
     monkeypatch.setattr(machine, "gpu", dict)
     monkeypatch.setattr(machine, "gpu_problem", lambda: "no driver")

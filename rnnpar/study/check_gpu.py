@@ -17,7 +17,6 @@ Neither papermill nor JupyterLab nor pandas is needed.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import re
@@ -30,6 +29,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ except ImportError as missing:  # a bare machine: say what this Python lacks ins
     sys.exit(f"error: this Python ({sys.executable}) lacks {missing.name}: {sys.executable} -m pip install -e '.[gpu]'")
 
 PARTS = ("answers", "sanitizers", "hardware", "peaks", "sweep")
-SHARES = {"answers": 0.35, "sanitizers": 0.5, "hardware": 0.5, "peaks": 0.9, "sweep": 1.0}  # of the time then left
+SHARES = {"answers": 0.3, "sanitizers": 0.2, "hardware": 0.25, "peaks": 0.5, "sweep": 1.0}  # of the time then left
 EXPERIMENT = "gpu"
 FACTORY = "rnnpar.study.gpu_worker:Worker"
 CASE_S = 90.0  # for a call with all that it compiles
@@ -60,8 +60,10 @@ T_SWEEP = 512
 SAMPLES = 20  # with device arrays; fewer with NumPy arrays, which mostly measure the copies
 NUMPY_SAMPLES = 5
 SAMPLE_S = 1e-3  # a sample lasts at least as long
+CHECKED_BYTES = 2**25  # of y: a larger one is checked in the first and in the last sample, a smaller one in all
 LONGEST_S = 2.0  # a method that is predicted or found to take longer for a call is not sampled
 ALL_DONE, WRONG, NO_GPU, TIME_UP = 0, 1, 2, 3
+LATE = "late"
 FAULTS = ("error", "inaccurate")  # what of the statuses in results is wrong
 
 BF16_BOUND = 3e-2  # of bfloat16 weights, and of TF32: both round to 8 or 10 bits
@@ -215,16 +217,35 @@ def start_child(case: Case, timeout_s: float) -> Child:
 
 def answers(session: Session, pattern: str) -> None:
     """Every method with every option against the oracle."""
-    for case in cases(pattern):
+
+    def answer(case: Case) -> None:
         source, check = source_of(case.method), f"answers {case.label}"
         if session.passed(check, source):
             say(f"  ok       {check} (before, with the same source)")
-            continue
+            return
         session.need(10)
         status, words = judge(case, session)
         session.note(check, status, words, source)
+
+    side_by_side(answer, cases(pattern))
     session.left_out += [f"{method.name}: {method.why_not}" for method in registry.methods()
                          if method.on_gpu and not method.available]  # fmt: skip
+
+
+def side_by_side(work: Callable[[Case], None], chosen: Iterable[Case]) -> None:
+    """Do `work` for several cases at a time: most of it is compiling, in processes of its own. Raises OutOfTime."""
+    late = None
+    with ThreadPoolExecutor(max(1, min(6, machine.cores_allowed() // 2))) as pool:
+        for future in [pool.submit(work, case) for case in chosen]:
+            try:
+                future.result()
+            except OutOfTime as error:
+                late = error
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    if late:
+        raise late
 
 
 def judge(case: Case, session: Session) -> tuple[str, str]:
@@ -329,16 +350,23 @@ def sanitizers(session: Session, pattern: str) -> None:
                      "/usr/local/cuda: install the CUDA toolkit's, and run this part again", "")  # fmt: skip
         return
     chosen = [case for case in cases(pattern) if not case.options or dict(case.options).get("barrier")]
-    for tool, case in itertools.product(("memcheck", "racecheck"), chosen):
-        if len(case.options) > 1:
-            continue
+
+    def watch(tool: str, case: Case) -> None:
         check, source = f"{tool} {case.label}", source_of(case.method)
         if session.passed(check, source):
             say(f"  ok       {check} (before, with the same source)")
-            continue
+            return
         session.need(20)
-        status, words = sanitize(program, tool, case, min(SANITIZER_S, session.left()))
+        limit_s = min(SANITIZER_S, session.left())
+        status, words = sanitize(program, tool, case, limit_s)
+        if status == LATE:
+            if limit_s < SANITIZER_S:  # the time of this part, not the tool's
+                raise OutOfTime
+            status = "wrong"
         session.note(check, status, words, source)
+
+    for tool in ("memcheck", "racecheck"):
+        side_by_side(partial(watch, tool), [case for case in chosen if len(case.options) < 2])
 
 
 def find_sanitizer() -> str | None:
@@ -351,7 +379,7 @@ def find_sanitizer() -> str | None:
 
 
 def sanitize(program: str, tool: str, case: Case, limit_s: float) -> tuple[str, str]:
-    """One case under one tool: ("ok" or "wrong", what was said)."""
+    """One case under one tool: ("ok", "wrong" or LATE, what was said)."""
     command = [program, "--tool", tool, "--error-exitcode", "86", "--print-limit", "3", sys.executable, "-m",
                "rnnpar.study.check_gpu", "--one", json.dumps([case.method, dict(case.options), SMALL])]  # fmt: skip
     root = str(Path(__file__).resolve().parents[2])
@@ -359,7 +387,7 @@ def sanitize(program: str, tool: str, case: Case, limit_s: float) -> tuple[str, 
     status, output = bounded(command, limit_s, os.environ | {"PYTHONPATH": path})
     errors = [line.strip("= ").strip() for line in output.splitlines() if line.startswith("=========")]
     if status is None:
-        return "wrong", f"did not end within {limit_s:.0f} s"
+        return LATE, f"did not end within {limit_s:.0f} s"
     if status == 0 and "right" in output:
         return "ok", errors[-1] if errors else "no errors"
     told = "; ".join(line for line in errors if line)[:300]
@@ -412,9 +440,12 @@ def hardware(session: Session, pattern: str) -> None:
             continue
         session.need(10)
         try:
-            words = in_child("rnnpar.study.gpu_checks:run", (check.name,), min(CHECK_S, session.left()))
+            limit_s = min(CHECK_S, session.left())
+            words = in_child("rnnpar.study.gpu_checks:run", (check.name,), limit_s)
             session.note(name, "ok", words, source)
         except RuntimeError as error:
+            if "did not answer" in str(error) and limit_s < CHECK_S:  # the time of this part, not the check's
+                raise OutOfTime from None
             session.note(name, "wrong", last_line(error), source)
 
 
@@ -433,6 +464,9 @@ def in_child(function: str, arguments: tuple, timeout_s: float) -> Any:
 def peaks(session: Session, pattern: str) -> None:
     """The GPU's peaks, in a process of its own: measured once, or the stored ones."""
     session.need(20)
+    if not registry._importable("numba_cuda"):
+        session.note("peaks", "left out", "they are measured with numba-cuda: pip install 'numba-cuda[cu13]'", "")
+        return
     if session.again:
         machine.forget_peaks("gpu")
     try:
@@ -488,12 +522,12 @@ class Contender:
         except RuntimeError as error:
             self.fail(error)
 
-    def sample(self, on_device: bool) -> None:
-        """The mean of enough calls to last a sample."""
+    def sample(self, on_device: bool, check: bool) -> None:
+        """The mean of enough calls to last a sample; with `check`, the last is held against the oracle."""
         call_s = self.call_s[on_device]
         count = max(1, min(100, round(SAMPLE_S / max(call_s, 1e-7))))
         try:
-            found = self.child.ask("sample", on_device, count)
+            found = self.child.ask("sample", on_device, count, check)
         except RuntimeError as error:
             self.fail(error)
             return
@@ -607,13 +641,15 @@ def compare(point: Point, here: list[Contender], rng: np.random.Generator, sessi
             np.save(Path(folder) / f"{name}.npy", array)
         with ThreadPoolExecutor(max(1, machine.cores_allowed() // 2)) as pool:  # they compile, each in its own process
             list(pool.map(lambda contender: contender.start(point, net, folder), here))
+        large = 4 * wanted[0].size > CHECKED_BYTES
         for on_device, rounds in ((True, SAMPLES), (False, NUMPY_SAMPLES)):
             for number in range(rounds):
+                check = not large or number in (0, rounds - 1)
                 for index in rng.permutation(len(here)):
                     contender = here[index]
                     slow = contender.call_s.get(on_device, 0.0) > LONGEST_S / 4 and number >= 3
                     if contender.status == "ok" and not slow and (number < 3 or session.left() > 10):
-                        contender.sample(on_device)
+                        contender.sample(on_device, check)
 
 
 def shared_memory_folder() -> str | None:

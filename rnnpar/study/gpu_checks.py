@@ -24,6 +24,11 @@ from rnnpar.study.measure import BOUND
 HANDOVERS = 100_000  # of the message that is passed from block to block
 REPEATS = 20  # calls whose bits have to be the same
 TANH_BOUND = 1e-6  # absolute
+SAME_BITS = ((256, 1), (1024, 3))  # H, B
+SAME_BITS_STEPS = 300
+RESIDENT = (64, 500, 1000, 1536, 2048)  # H, beside those at which a block gets one more row
+BATCHES = (1, 40)
+STAY = (20, 2, 40)  # T, B, H of the call from device arrays
 
 
 class Fault(AssertionError):
@@ -130,9 +135,9 @@ def same_bits() -> str:
     """Every method that meets other blocks, at sizes where blocks are many and where they are few, again and again."""
     seen = []
     for method, options in meeting_methods():
-        for H, B in ((256, 1), (1024, 3)):
+        for H, B in SAME_BITS:
             net = RNN.random(16, H, 16, 1, seed=1)
-            x = np.random.default_rng(2).standard_normal((300, B, 16), dtype=np.float32)
+            x = np.random.default_rng(2).standard_normal((SAME_BITS_STEPS, B, 16), dtype=np.float32)
             with refusals(seen, method, H), prepare(net, method, **options) as runner:
                 first = runner(x)
                 check_answer(net, x, first, f"{method} {options}, H = {H}")
@@ -162,8 +167,8 @@ def co_residency() -> str:
     from rnnpar.kernels.launch import DoesNotFit, plan_persistent
 
     device, ran = current(), []
-    for H in (64, 4 * device.multiprocessors - 4, 4 * device.multiprocessors, 1000, 1536, 2048):
-        for B in (1, 40):
+    for H in (*RESIDENT, 4 * device.multiprocessors - 4, 4 * device.multiprocessors):
+        for B in BATCHES:
             try:
                 plan = plan_persistent(device, H, B)
             except DoesNotFit:
@@ -286,8 +291,9 @@ def device_arrays_stay() -> str:
     """A second call from device arrays: same kind, same bits as from NumPy, and no copy through the host."""
     seen = []
     for method in available():
-        net = RNN.random(8, 40, 8, 1, seed=5)
-        x = np.random.default_rng(6).standard_normal((20, 2, 8), dtype=np.float32)
+        T, B, H = STAY
+        net = RNN.random(8, H, 8, 1, seed=5)
+        x = np.random.default_rng(6).standard_normal((T, B, 8), dtype=np.float32)
         backend = method.split("/")[0]
         with prepare(net, method) as runner:
             wanted = runner(x)

@@ -7,7 +7,7 @@ A profile is a YAML file beside this one; `--parameters` overrides any of its ke
     experiment   names the file of results
     grids        each lists H, I, O, T, B and layers, and takes every combination; "H" as I or O means the value of H
     workloads    workloads that have their own sizes: origin-large, origin-small, trained networks
-    methods      names, or "all": what can run here, peers excepted
+    methods      names, or "all": what can run here, but for peers and for the GPU's, which check_gpu measures
     threads      numbers of threads, "each" (1, 2, 4 ... cores allowed), or null: the cores allowed; a grid may have
                  its own. Methods that take no threads are measured once
     samples, budget_s, limit_s      as in measure.measure_group
@@ -135,7 +135,8 @@ def finished(experiment: str) -> bool:
 def plan(profile: Mapping[str, Any]) -> Plan:
     """Every point of a profile, with the methods and their options to be timed there."""
     if profile["methods"] == "all":
-        methods = [method.name for method in registry.methods() if method.available and method.backend != "peers"]
+        ours = [method for method in registry.methods() if method.backend != "peers" and not method.on_gpu]
+        methods = [method.name for method in ours if method.available]
     else:
         methods = profile["methods"]
     takes_threads = {name: _takes_threads(name) for name in methods}

@@ -228,6 +228,17 @@ def test_what_a_sanitizer_says(here, monkeypatch, tmp_path, script, status, word
         assert words in entry["words"]
 
 
+def test_a_sanitizer_that_only_lacked_time_is_not_wrong(here, monkeypatch, tmp_path, capsys):
+    program = tmp_path / "compute-sanitizer"
+    program.write_text("#!/bin/sh\nsleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(check_gpu, "find_sanitizer", lambda: str(program))
+    monkeypatch.setattr(check_gpu.Session, "need", lambda self, seconds: None)
+    monkeypatch.setattr(check_gpu.Session, "left", lambda self: 0.5)
+    assert command("--only", "sanitizers", "--methods", GOOD) == 3
+    assert "not finished: sanitizers" in capsys.readouterr().out
+
+
 def test_what_a_sanitizer_watches_is_checked_by_the_oracle(here, capsys):
     assert check_gpu.one(json.dumps(["numba_cuda/good", {}, (5, 2, 3, 6, 4, 2)])) == 0
     assert check_gpu.one(json.dumps(["numba_cuda/wrong", {}, (5, 2, 3, 6, 4, 2)])) == 1

@@ -343,3 +343,13 @@ def test_the_ci_profile_needs_a_place_apart(capsys):
         figures.main(["--profile", "ci"])
     assert stopped.value.code == 2
     assert "--scratch" in capsys.readouterr().err
+
+
+def test_all_leaves_the_gpus_methods_to_check_gpu(monkeypatch) -> None:
+    from tests import fake_gpu
+
+    fake_gpu.install(setting=monkeypatch.setattr)
+    profile = sweep.load_profile("ci") | {"methods": "all"}
+    planned = {name for cases in sweep.plan(profile).values() for name, _ in cases}
+    assert "serial/compiled" in planned
+    assert not {name for name in planned if name.startswith(("numba_cuda/", "cupy_gpu/", "peers/"))}
