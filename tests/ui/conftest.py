@@ -128,7 +128,7 @@ class Lab:
 
 def lab_environment(home: Path) -> dict[str, str]:
     """The environment of a user who has nothing of his own: an empty home."""
-    home.mkdir(exist_ok=True)
+    home.mkdir(parents=True, exist_ok=True)
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("JUPYTER", "IPYTHON"))}
     return kept | {"HOME": str(home), "PYTHONUNBUFFERED": "1"}
 
@@ -140,6 +140,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     folder = place / "checkout"
     shutil.copytree(ROOT / "notebooks", folder / "notebooks")
     options = ["--no-browser", "--port=0", "--allow-root"] if hasattr(os, "geteuid") else ["--no-browser", "--port=0"]
+    settings = place / "home/.jupyter/lab/user-settings/@jupyterlab/notebook-extension/tracker.jupyterlab-settings"
+    settings.parent.mkdir(parents=True)
+    settings.write_text('{"windowingMode": "none"}')  # keep cells that are out of sight, so that tests can see them
     environment = lab_environment(place / "home") | {"RNNPAR_FIGURES": str(place / "figures")}
     server = Lab([sys.executable, "-m", "jupyterlab", *options], folder, environment)
     yield server

@@ -97,3 +97,10 @@ def test_dark_and_light_by_the_button(watched: Page):
     while watched.evaluate("document.body.dataset.theme") != "dark":
         button.click()
     watched.screenshot(path=SHOTS / "site_dark.png")
+
+
+def test_the_contrast_check_would_find_a_fault(page: Page, serious):
+    page.set_content(
+        "<html lang=en><title>t</title><main><h1>x</h1><p style='color:#ccc;background:#fff'>faint</p></main>"
+    )
+    assert any("color-contrast" in fault for fault in serious(page))
