@@ -19,11 +19,9 @@ NOT_OURS = {"python", "pip"}
 
 
 def bounds(requirements: list[str]) -> dict[str, str]:
-    """name -> version bound, of requirements such as "numpy>=2.0"."""
-    pairs = (
-        re.fullmatch(r"([A-Za-z0-9_.-]+?)\s*([=<>~!].*)?", re.sub(r"\[.*?\]", "", text)).groups()
-        for text in requirements
-    )
+    """name -> version bound, of requirements such as "numpy>=2.0"; extras and markers are left out."""
+    form = r"([A-Za-z0-9_.-]+?)(?:\[[a-z0-9,]+\])?\s*([=<>~!][^;]*)?(?:;.*)?"
+    pairs = (re.fullmatch(form, text).groups() for text in requirements)
     return {name.lower(): bound or "" for name, bound in pairs}
 
 

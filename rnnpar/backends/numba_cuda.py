@@ -358,7 +358,7 @@ def persistent_kernel(plan: PersistentPlan, asynchronous: bool) -> Any:
                 if FOUR * tid + g * SPREAD >= Hs:
                     for i in range(FOUR):
                         memory[STAGE + j * Hp + g * SPREAD + FOUR * tid + i] = float32(0)
-        mine, other = ptx.lane_row(lane, ROWS), ptx.lane_row(lane, EXTRA)
+        mine, other = ptx.lane_row(lane, ROWS), ptx.lane_row(lane, FOUR)
 
         # The first of the sums that this thread finishes: its b + U x is read a step ahead.
         seq, row = s0 + tid // OWN, first + tid % OWN
@@ -398,11 +398,11 @@ def persistent_kernel(plan: PersistentPlan, asynchronous: bool) -> Any:
                     rows = ptx.warp_sums(times(tile, h, ptx.zeros(ROWS)), lane)
                     if mine < ROWS:
                         memory[sum_to + mine] = rows
-                    if EXTRA > 0:
-                        more = load(stored, own, Hp // WORDS, SPREAD // WORDS, EXTRA, GROUPS)
-                        rows = ptx.warp_sums(times(more, h, ptx.zeros(EXTRA)), lane)
-                        if other < EXTRA:
-                            memory[sum_to + ROWS + other] = rows
+                    for r in range(0, EXTRA, FOUR):
+                        more = load(stored, own + r * Hp // WORDS, Hp // WORDS, SPREAD // WORDS, FOUR, GROUPS)
+                        rows = ptx.warp_sums(times(more, h, ptx.zeros(FOUR)), lane)
+                        if other < FOUR:
+                            memory[sum_to + ROWS + r + other] = rows
                 cuda.syncthreads()  # the sums of all warps are there
 
                 for j in range(tid, chunk * OWN, THREADS):

@@ -231,7 +231,7 @@ def _block_registers(threads: int, registers: int) -> int:
 
 FOUR = 4  # float32 of a 128-bit access
 MOST_ROWS = 32  # that the lanes of a warp can share out among themselves when they add up
-OWN_REGISTERS = 40  # of a thread, beside its tile, its sums and its share of h: addresses, counters, what is under way
+OWN_REGISTERS = 48  # of a thread, beside its tile, its sums and its share of h: addresses, counters, what is under way
 BARRIERS = ("flags", "counter", "grid", "values")
 
 
@@ -372,16 +372,17 @@ def _persistent(device: Device, H: int, B: int, dtype: str, barrier: str, groups
     blocks = -(-padded // own)
     sequences = -(-B // teams)
     teams = -(-B // sequences)
-    cap = register_ceiling(device, threads)
-    # Of the registers that are left beside h, a row takes its share of the tile and its sum.
-    rows = min(own, MOST_ROWS, (cap - OWN_REGISTERS - FOUR * groups) * words // (FOUR * groups + words))
-    extra = own - rows
-    if rows < 1:
-        raise DoesNotFit(what, "registers a thread", OWN_REGISTERS + 8 * groups + 1, cap, advice)
-    if extra > MOST_ROWS:
-        raise DoesNotFit(what, "rows a block", own, rows + MOST_ROWS, advice)
     tail = B - (teams - 1) * sequences
     poll = max(d for d in (1, 2, 3, 4) if sequences % d == 0 and tail % d == 0) if barrier == "values" else 1
+    cap = register_ceiling(device, threads)
+    beside = OWN_REGISTERS + FOUR * groups + (2 * FOUR * poll if barrier == "values" else 0)
+    # Of the registers that are left beside h, a row takes its share of the tile and its sum; the rest are taken four by
+    # four from shared memory.
+    most = min(MOST_ROWS, (cap - beside) * words // (FOUR * groups + words))
+    extra = round_up(max(0, own - most), FOUR)
+    rows = own - extra
+    if rows < 1:
+        raise DoesNotFit(what, "registers a thread", beside + FOUR * groups + 1, cap, advice)
     # Shared memory holds what registers do not of W, and of each sequence in a chunk h, and the warps' sums twice.
     fixed, each = extra * Hp // words, Hp + 2 * (threads // WARP) * own
     chunk = min(sequences, (device.shared_per_block // 4 - fixed) // each) // poll * poll

@@ -226,19 +226,18 @@ def _copy4(target: Any, index: int, source: Any, at: int) -> None:
         target[index + i] = source[at + i]
 
 
-def _vector(context: Any, builder: Any, sig: Any, args: Any, which: int, element: Any, count: int) -> Any:
-    """A pointer to a vector of `count` elements, at (array, index) = arguments `which` and the next."""
-    pointer = _pointer(context, builder, sig.args[which], args[which], args[which + 1], sig.args[which + 1])
-    return builder.bitcast(pointer, ir.VectorType(element, count).as_pointer(pointer.type.addrspace))
-
-
 @instruction(_copy4)
 def copy4(typingctx, target, index, source, at):
-    """target[index : index + 4] = source[at : at + 4], as one load and one store of 128 bits."""
+    """target[index : index + 4] = source[at : at + 4], from global to shared memory: a load and a store of 128 bits."""
 
     def codegen(context, builder, sig, args):
-        value = builder.load(_vector(context, builder, sig, args, 2, F32, FOUR), align=16)
-        builder.store(value, _vector(context, builder, sig, args, 0, F32, FOUR), align=16)
+        to = _address(context, builder, sig.args[0], args[0], args[1], sig.args[1])
+        source = _address(context, builder, sig.args[2], args[2], args[3], sig.args[3])
+        text = (
+            "{.reg .u64 s; .reg .f32 a, b, c, d; cvta.to.shared.u64 s, $0;"
+            " ld.global.v4.f32 {a, b, c, d}, [$1]; st.shared.v4.f32 [s], {a, b, c, d};}"
+        )  # fmt: skip
+        _asm(builder, VOID, text, "l,l", [to, source])
         return context.get_dummy_value()
 
     if _flat(target, types.float32) and _flat(source, types.float32):
