@@ -128,7 +128,9 @@ CPU = {
 @pytest.fixture
 def file(monkeypatch, tmp_path):
     """Where the peaks are kept, and a list of what was measured, "cpu" or "gpu"."""
-    gpu_probe = pytest.importorskip("rnnpar.kernels.gpu_probe", reason="pip install 'numba-cuda[cu13]'")
+    pytest.importorskip("numba_cuda", reason="pip install 'numba-cuda[cu13]'")
+    from rnnpar.kernels import gpu_probe
+
     path = tmp_path / "peaks.json"
     measured: list[str] = []
     monkeypatch.setattr(machine, "folder", lambda: tmp_path)

@@ -264,3 +264,19 @@ def test_every_check_has_its_function():
         assert callable(getattr(gpu_checks, check.function))
         assert check.unseen
     assert len({check.name for check in gpu_checks.CHECKS}) == len(gpu_checks.CHECKS)
+
+
+def test_neither_notebooks_nor_pandas_are_needed(tmp_path):
+    """With nothing of the study's packages to be had, it checks and measures all the same."""
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(('pandas', 'papermill', 'IPython', 'matplotlib', 'nbformat', "
+        "'tqdm', 'yaml', 'seaborn'))); from tests.fake_gpu import check_small; "
+        "sys.exit(check_small('--only', 'answers,sweep', '--methods', 'good$'))"
+    )
+    environment = os.environ | {"RNNPAR_DATA": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=90
+    )
+    assert done.returncode == 0, done.stderr
+    assert "3 points to measure at 3 shapes" in done.stdout
+    assert len(rows(tmp_path / "results" / "imaginary-9-2c-0000")) == 3 * 6
