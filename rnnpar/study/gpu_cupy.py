@@ -69,7 +69,7 @@ def cluster_sizes(seen: Seen, sizes: Sequence[int] = (64, 128, 256, 512, 1024)) 
     plots.log_axis(ax.yaxis, low, high)
     ax.set(ylim=(low, high), ylabel="time a step (µs)")
     plots.label_ends(ax, ends)
-    stamp(ax, unmeasured(seen), (0.36, 0.97))  # plans, whatever a GPU measured
+    stamp(ax, False, (0.36, 0.97))  # plans, whatever a GPU measured
     return figure
 
 
@@ -127,11 +127,6 @@ def microsecond_verdict(seen: Seen, most: float = 1e-6) -> Markdown:
 # --- tensor cores -------------------------------------------------------------------------------------------------
 
 
-def unmeasured(seen: Seen) -> Seen:
-    """The same without its results: for what is predicted although a GPU measured other things."""
-    return Seen(seen.device, seen.rates, seen.machine, seen.frame.iloc[:0])
-
-
 def both_measured(seen: Seen) -> bool:
     """Whether a GPU ran the cluster with float32 and with bfloat16 weights."""
     return {name for name, *_ in times(seen)} >= {"cupy_gpu/cluster", HALF}
@@ -179,8 +174,7 @@ def tensor_cores(
     plots.log_axis(ax.yaxis, low, high, [0.25, 0.5, 1, 2, 4, 8, 16], suffix="×")
     ax.set(ylim=(low, high), ylabel="times as fast")
     plots.label_ends(ax, ends)
-    if not both:
-        stamp(ax, unmeasured(seen))
+    stamp(ax, both)
     return figure
 
 
