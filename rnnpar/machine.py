@@ -139,7 +139,8 @@ def _ask_driver() -> tuple[dict[str, Any], str]:
     try:
         device = Device.current()
     except (RuntimeError, ValueError) as error:
-        return {}, f"{error} (nor is nvidia-smi in PATH)"
+        why = str(error).removeprefix("no GPU can be used here: ")
+        return {}, f"{why} (nor is nvidia-smi in PATH)"
     found: dict[str, Any] = {"name": device.name, "driver": "unknown", "memory_bytes": device.memory}
     found["compute_capability"] = ".".join(map(str, device.capability))
     with suppress(OSError):

@@ -2,8 +2,8 @@
 
 Letters: T steps, B batch, I input, H hidden, O output, L layers. x (T,B,I), h (L,B,H), y (T,B,O), float32.
 In all strategies U x of all steps is one product of cuBLAS before the recurrence, and V h one behind it, so that the
-strategies differ only in how they take the steps in between: `run(layer, states, h0)` finds U x + 0 in states (T,B,H)
-and leaves h there. NumPy arrays in, NumPy arrays out; arrays on the GPU in (CuPy's, Numba's, PyTorch's), the same kind
+strategies differ only in how they take the steps in between: `run(layer, states, h0)` finds U x in states (T,B,H) and
+leaves h there. NumPy arrays in, NumPy arrays out; arrays on the GPU in (CuPy's, Numba's, PyTorch's), the same kind
 out, without a way through the host. Inside, H is padded to a multiple of 4 with zeros, which stay zeros.
 """
 
@@ -309,13 +309,13 @@ class Cluster(Recurrence):
         super().__init__(net, xp)
         self.layers, self.dtype, self.on, self.blocks = net.layers, dtype, on, blocks
         self.packed: dict[cluster_plan.ClusterPlan, list[Array]] = {}
+        self.ready: dict[int, tuple[cluster_plan.ClusterPlan, Any]] = {}  # by batch: planned and compiled once
         self.plan(1)  # refuses what does not fit before any call
 
     def plan(self, B: int) -> cluster_plan.ClusterPlan:
         return cluster_plan.plan(self.H, B, self.dtype, self.on, self.blocks)
 
-    def run(self, layer: int, states: Array, h0: Array) -> None:
-        T, B, H = states.shape
+    def prepare(self, B: int) -> None:
         plan = self.plan(B)
         if plan not in self.packed:
             self.packed[plan] = [self.xp.asarray(cluster_plan.pack(it.W, plan)) for it in self.layers]
@@ -323,10 +323,16 @@ class Cluster(Recurrence):
         cuda_source.allow_shared(kernel, plan.shared)
         if plan.blocks > 8:
             cuda_source.allow_large_cluster(self.xp, kernel)
-        grid = (plan.blocks * plan.clusters(B),)
+        self.ready[B] = plan, kernel
+
+    def run(self, layer: int, states: Array, h0: Array) -> None:
+        T, B, H = states.shape
+        if B not in self.ready:
+            self.prepare(B)
+        plan, kernel = self.ready[B]
         self.info = dict(plan=plan, clusters=plan.clusters(B))
         W, b = self.packed[plan][layer], self.b[layer]
-        sizes = (np.int32(T), np.int32(B), np.int32(H))
+        grid, sizes = (plan.blocks * plan.clusters(B),), (np.int32(T), np.int32(B), np.int32(H))
         kernel(grid, (plan.threads,), (W, b, h0, states, *sizes), shared_mem=plan.shared)
 
 
@@ -340,7 +346,7 @@ def cluster(net: RNN, dtype: str = "float32", device: int = 0, blocks: int | Non
     that they are those of a float32 h. `blocks` asks for a size of cluster; by default the plan chooses.
 
     Needs compute capability 9.0. Raises launch.DoesNotFit where W is larger than a cluster's registers and shared
-    memory (float32: H of about 1,100; bfloat16: about 1,600).
+    memory (on an H100, H beyond about 1,150 in float32 and 1,500 in bfloat16).
     """
     check_dtype(dtype)
     on = Device.current(device)
