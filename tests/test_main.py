@@ -12,7 +12,7 @@ import rnnpar
 from rnnpar import __main__, advice, doctor, machine, model, registry
 from rnnpar.study import sweep, tell
 from tests.test_model import simple_peaks
-from tests.test_registry import right, wrong
+from tests.test_register import right, wrong
 
 
 @pytest.fixture(autouse=True)
