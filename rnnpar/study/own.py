@@ -211,7 +211,7 @@ def caught(frame: pd.DataFrame, method: str) -> Markdown:
     mine = frame[frame["method"] == method]
     wrong = mine[mine["status"] == "inaccurate"]
     last = mine.groupby("H")["status"].last()
-    fared = tell._fared("it is caught at every size", {f"H = {H:,}": status != "ok" for H, status in last.items()})
+    fared = tell.outcome("it is caught at every size", {f"H = {H:,}": status != "ok" for H, status in last.items()})
     if mine.empty:
         return tell.say(tell.NOT_MEASURED, fared)
     if wrong.empty:

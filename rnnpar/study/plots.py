@@ -437,7 +437,7 @@ def _curve(ax: Axes, method: str, points: Mapping[float, Median], broken: Iterab
     return max(points), points[max(points)].value, method, colour
 
 
-def _lines(
+def draw_lines(
     ax: Axes,
     lines: Mapping[str, Mapping[float, Median]],
     found: Mapping[tuple[str, float], str],
@@ -666,7 +666,7 @@ def step_time(
         f"Time a step as {what}", f"{_says(fixed, rows, axis)}.\n{BANDS}{dashed}", _corner(frame, rows), [3.5]
     )
     scaled = {name: (list(xs), [1e6 * y for y in ys]) for name, (xs, ys) in (predicted or {}).items()}
-    _lines(ax, lines, gaps(rows, ["method", axis]), AXES[axis], predicted=scaled)
+    draw_lines(ax, lines, gaps(rows, ["method", axis]), AXES[axis], predicted=scaled)
     ax.set_ylabel("time a step (µs)" + (", all B sequences" if axis == "B" else ""))
     return figure
 
@@ -691,7 +691,7 @@ def speed_up(
             if method in wanted and method != baseline and (baseline, size) in times:
                 lines.setdefault(method, {})[size] = times[baseline, size].over(value)
         found = {key: status for key, status in missing.items() if key[0] in wanted and key[0] != baseline}
-        _lines(ax, lines, found, AXES[axis], suffix="×", baseline=baseline)
+        draw_lines(ax, lines, found, AXES[axis], suffix="×", baseline=baseline)
         ax.set_ylabel(f"times as fast as {baseline}")
     return figure
 
@@ -854,7 +854,7 @@ def thread_scaling(frame: pd.DataFrame, methods: Sequence[str] | None = None) ->
             if (method, 1) in here:
                 speeds.setdefault(method, {})[threads] = here[method, 1].over(value)
         found = {key[3:]: why for key, why in missing.items() if key[:3] == shape}
-        _lines(left, speeds, found, AXES["threads"], suffix="×")
+        draw_lines(left, speeds, found, AXES["threads"], suffix="×")
         _efficiency(right, speeds)
         if speeds:
             text = ", ".join(f"{name} = {value:,}" for name, value in zip("HTB", shape, strict=True))
@@ -1065,7 +1065,7 @@ def rows_or_batch(frame: pd.DataFrame, pair: tuple[str, str] = ("threads/rows", 
     lines: dict[str, dict[float, Median]] = {}
     for (method, B), value in medians(rows, ["method", "B"]).items():
         lines.setdefault(method, {})[B] = value.over(fixed["T"] * 1e-6)
-    _lines(ax, lines, gaps(rows, ["method", "B"]), AXES["B"])
+    draw_lines(ax, lines, gaps(rows, ["method", "B"]), AXES["B"])
     ax.set_ylabel("time a step (µs), all B sequences" if lines else "")
     found = crossing({B: lines[first][B].value / lines[second][B].value for B in lines.get(first, {})
                       if B in lines.get(second, {})})  # fmt: skip
@@ -1175,7 +1175,7 @@ def weight_bytes(
         _corner(frame, rows), [3.1], head=0.3, right=1.6,
     )  # fmt: skip
     shown = {name: (list(xs), [1e-9 * y for y in ys]) for name, (xs, ys) in (peaks or {}).items()}
-    _lines(ax, lines, gaps(rows, ["method", "H"]), AXES["H"], predicted=shown)
+    draw_lines(ax, lines, gaps(rows, ["method", "H"]), AXES["H"], predicted=shown)
     ax.set_ylabel("W read (GB/s)" if lines else "")
     if lines:
         least, most = ax.get_xlim()

@@ -334,7 +334,7 @@ def say(verdict: str, *fared: str) -> Markdown:
 NOT_MEASURED = "No verdict: this has not been measured on this machine"
 
 
-def _fared(prediction: str, outcomes: Mapping[str, bool]) -> str:
+def outcome(prediction: str, outcomes: Mapping[str, bool]) -> str:
     """A prediction and how it fared, by the places where it was tried."""
     failed = [place for place, held in outcomes.items() if not held]
     more = f" and {len(failed) - 6} more" if len(failed) > 6 else ""
@@ -346,7 +346,9 @@ def _predicted(prediction: str, letter: str, ratios: Mapping[int, float], holds:
                least: int = 0, most: float = np.inf) -> str:  # fmt: skip
     """A prediction about speed-ups at the sizes from `least` to `most`, and how it fared."""
     tried = {size: value for size, value in sorted(ratios.items()) if least <= size <= most}
-    return _fared(prediction, {f"{letter} = {size:,} ({_times(value)})": holds(value) for size, value in tried.items()})
+    return outcome(
+        prediction, {f"{letter} = {size:,} ({_times(value)})": holds(value) for size, value in tried.items()}
+    )
 
 
 def _times(value: float) -> str:
@@ -442,7 +444,7 @@ def lengths(frame: pd.DataFrame) -> Markdown:
     long = max(mine, default=0)
     steep = {1: mine[1] / mine[long]} if 1 in mine and long > 1 else {}
     fared = [
-        _fared("from T = 64 on, a step costs at most a quarter more than in the longest sequence", level),
+        outcome("from T = 64 on, a step costs at most a quarter more than in the longest sequence", level),
         _predicted("serial/compiled, more than 3 times as much in a sequence of one step", "T", steep, lambda r: r > 3),
     ]
     if len(mine) < 2:
@@ -461,7 +463,7 @@ def batches(frame: pd.DataFrame) -> Markdown:
     costs, fixed = _costs(frame, "B")
     gains = {method: each[min(each)] / each[max(each)] for method, each in costs.items() if len(each) > 1}
     fared = [
-        _fared(f"a sequence among the most gains {text} in {method}",
+        outcome(f"a sequence among the most gains {text} in {method}",
                {_times(gains[method]): holds(gains[method])} if method in gains else {})
         for method, text, holds in (("serial/naive", "at least 4 times", lambda r: r >= 4),
                                     ("serial/compiled", "less than 3 times", lambda r: r < 3))
@@ -603,7 +605,7 @@ def hoisting_the_origin(frame: pd.DataFrame) -> Markdown:
     gains = {name: times[name, "serial/naive"].value / times[name, "serial/hoisted"].value for name in measure.ORIGIN
              if {(name, "serial/naive"), (name, "serial/hoisted")} <= set(times)}  # fmt: skip
     outcomes = {f"{name} ({_times(gain)})": 1.2 <= gain <= 3 for name, gain in gains.items()}
-    fared = _fared("1.2 to 3 times as fast as serial/naive on both", outcomes)
+    fared = outcome("1.2 to 3 times as fast as serial/naive on both", outcomes)
     if not gains:
         return say(NOT_MEASURED, fared)
     parts = " and ".join(f"{_compared(gain, 'serial/naive')} on {name}" for name, gain in gains.items())
@@ -623,7 +625,7 @@ def origin(frame: pd.DataFrame) -> Markdown:
             parts.append(f"{best} on {workload}, {_compared(naive, 'serial/naive')} and "
                          f"{_compared(compiled, 'serial/compiled')}")  # fmt: skip
             outcomes[f"{workload} ({_times(naive)})"] = naive >= 4
-    fared = _fared("the best method is at least 4 times as fast as serial/naive on both", outcomes)
+    fared = outcome("the best method is at least 4 times as fast as serial/naive on both", outcomes)
     if not parts:
         return say(NOT_MEASURED, fared)
     return say(f"{_where(frame)}, the best method is {'; '.join(parts)}", fared)
@@ -634,7 +636,7 @@ def same_bits(table: pd.DataFrame) -> Markdown:
     ran = table[table["status"].isin(["ok", "inaccurate"])]
     away = (ran["bits"] - ran["oracle"]).abs()
     outcomes = dict(zip(ran["method"] + " on " + ran["network"], away < BITS, strict=True))
-    fared = _fared(f"every method within {plots.plain(BITS)} bits of the oracle", outcomes)
+    fared = outcome(f"every method within {plots.plain(BITS)} bits of the oracle", outcomes)
     if ran.empty:
         return say(NOT_MEASURED, fared)
     bits, error = (plots.short(1e6 * value) for value in (away.max(), ran["error"].max()))
@@ -656,7 +658,7 @@ def stairs(frame: pd.DataFrame, sizes: Sequence[int] = (64, 256, 1024)) -> Markd
     both = {H: (hoisted[H], compiled[H]) for H in sizes if H in hoisted and H in compiled}
     outcomes = {f"H = {H:,} ({_times(first)} and {_times(second)})": second > first if H < 200 else first > second
                 for H, (first, second) in both.items()}  # fmt: skip
-    fared = _fared("compiling brings more than hoisting in the small network, hoisting more in the others", outcomes)
+    fared = outcome("compiling brings more than hoisting in the small network, hoisting more in the others", outcomes)
     if not both:
         return say(NOT_MEASURED, fared)
     parts = [f"{_times(first)} by hoisting and {_times(second)} by compiling at H = {H:,}"
@@ -736,9 +738,9 @@ def peak(frame: pd.DataFrame, shares: pd.DataFrame) -> Markdown:
     one = shares[(shares["bound"] != "arithmetic") & (shares["H"] >= 128)]
     said = lambda s: f"H = {s.H:,}, B = {s.B:,} ({plots.percent(s.share)})"  # noqa: E731
     fared = [
-        _fared("from 16 sequences and H = 128 on, at least 75% of the arithmetic peak",
+        outcome("from 16 sequences and H = 128 on, at least 75% of the arithmetic peak",
                {said(s): s.share >= 0.75 for s in many.itertuples()}),
-        _fared("one sequence, from H = 128 on, at least 70% of what W's cache level gives",
+        outcome("one sequence, from H = 128 on, at least 70% of what W's cache level gives",
                {said(s): s.share >= 0.7 for s in one.itertuples()}),
     ]  # fmt: skip
     if many.empty or one.empty:
@@ -830,8 +832,8 @@ def rows_or_batch(frame: pd.DataFrame) -> Markdown:
              for H, ratios in at.items() for B, value in ratios.items() if many <= B}  # fmt: skip
     alone = {f"H = {H:,} ({_times(ratios[1])})": ratios[1] < 1 for H, ratios in at.items() if 1 in ratios and H >= 128}
     fared = [
-        _fared("from 8 sequences a thread on, threads/batch is nowhere more than 3% behind", large),
-        _fared("one sequence, from H = 128 on: threads/rows is ahead", alone),
+        outcome("from 8 sequences a thread on, threads/batch is nowhere more than 3% behind", large),
+        outcome("one sequence, from H = 128 on: threads/rows is ahead", alone),
     ]
     if not line:
         return say(NOT_MEASURED, *fared)
@@ -875,7 +877,7 @@ def pipeline(frame: pd.DataFrame) -> Markdown:
     most = {layers: min(threads, value) for layers, value in next(iter(ideals.values()), {}).items()}
     shares = {layers: ratios[layers] / most[layers] for layers in ratios if layers in most}
     outcomes = {f"{n} layer{'s' * (n > 1)} ({plots.percent(share)})": share >= 0.8 for n, share in shares.items()}
-    fared = _fared("at least 80% of what the longest stage and the threads allow, with 1 layer as with more", outcomes)
+    fared = outcome("at least 80% of what the longest stage and the threads allow, with 1 layer as with more", outcomes)
     if not shares:
         return say(NOT_MEASURED, fared)
     parts = [f"{plots.percent(share)} with {n} layer{'s' * (n > 1)} ({plots.ratio(ratios[n])} of "
@@ -919,7 +921,7 @@ def weights(frame: pd.DataFrame, name: str) -> Markdown:
     fared = [
         _predicted("serial/compiled reads a W of more than twice its L2 at less than 85% of its best rate", "H", falls,
                    lambda r: r < 0.85),
-        _fared("threads/rows gains most where W has left one core's L2 and not yet all threads'",
+        outcome("threads/rows gains most where W has left one core's L2 and not yet all threads'",
                {f"H = {H:,} ({_times(between[H])})": between[H] > max(inside.values()) for H in between if inside}),
     ]  # fmt: skip
     if not one or not many:
@@ -1004,8 +1006,8 @@ def bfloat16(bits: pd.DataFrame, speed: Mapping[tuple[str, int], plots.Median]) 
         f"{network} ({plots.short(1e6 * value)} millionths)": value <= 2e-3 for network, value in worst_of.items()
     }
     fared = [
-        _fared("an error of a thousandth or two", errors),
-        _fared("no more than 0.01 bits lost", dict(zip(where, lost <= 0.01, strict=True))),
+        outcome("an error of a thousandth or two", errors),
+        outcome("no more than 0.01 bits lost", dict(zip(where, lost <= 0.01, strict=True))),
         _predicted("serial/compiled at least 1.4 times as fast where W is more than twice the core's L2", "H", past,
                    lambda r: r >= 1.4),
     ]  # fmt: skip
@@ -1083,7 +1085,7 @@ def model_error(table: pd.DataFrame, name: str = "") -> Markdown:
     away = (table["predicted"] / table["measured"] - 1).abs()
     medians = {method: float(away[table["method"] == method].median()) for method in plots.in_order(table["method"])}
     outcomes = {f"{method} ({plots.percent(error)})": error <= 0.25 for method, error in medians.items()}
-    fared = _fared("for each method, half of the predictions are within 25% of the measurement", outcomes)
+    fared = outcome("for each method, half of the predictions are within 25% of the measurement", outcomes)
     rest = [fared, *(cautions(peaks(name)) if name else [])]
     if len(table) < 2:
         return say(NOT_MEASURED, *rest)
@@ -1140,7 +1142,7 @@ def ways(table: pd.DataFrame) -> pd.DataFrame:
 def choice(frame: pd.DataFrame, table: pd.DataFrame) -> Markdown:
     """How often auto is right, and what it costs where it is wrong."""
     wrong = table[table["auto"] > 1.1]
-    fared = _fared("auto is within 10% of the best method everywhere",
+    fared = outcome("auto is within 10% of the best method everywhere",
                    {f"{label(s)} ({_times(s['auto'])})": s["auto"] <= 1.1
                     for _, s in table.sort_values("auto", ascending=False).iterrows()})  # fmt: skip
     if table.empty:
@@ -1232,9 +1234,9 @@ def peers(frame: pd.DataFrame, table: pd.DataFrame) -> Markdown:
     ratios = table["ratio"]
     mean = float(np.exp(np.log(ratios.astype(float)).mean())) if len(ratios) else np.nan
     fared = [
-        _fared("1.6 times as fast as the best peer in the geometric mean",
+        outcome("1.6 times as fast as the best peer in the geometric mean",
                {_times(mean): mean >= 1.6} if len(ratios) else {}),
-        _fared("ahead of the best peer, by 5% or more, at every shape",
+        outcome("ahead of the best peer, by 5% or more, at every shape",
                {f"{s['label']} ({_times(s['ratio'])}, {s['best']})": s["ratio"] >= 1.05 for _, s in table.iterrows()}),
     ]  # fmt: skip
     if table.empty:
