@@ -87,4 +87,4 @@ def test_the_table_does_not_touch_cuda():
     code = (
         "import sys, rnnpar; repr(rnnpar.methods()); print([m for m in ('numba', 'cuda', 'cupy') if m in sys.modules])"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

@@ -1,4 +1,4 @@
-"""The host's side of a launch, with a stand-in for what Numba compiles: what is asked before, and what an error says."""
+"""The host's side of a launch, with a stand-in for a compiled kernel: what is asked before, what an error says."""
 
 from __future__ import annotations
 
