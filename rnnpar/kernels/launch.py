@@ -381,8 +381,8 @@ def _persistent(device: Device, H: int, B: int, dtype: str, barrier: str, groups
     most = min(MOST_ROWS, (cap - beside) * words // (FOUR * groups + words))
     extra = round_up(max(0, own - most), FOUR)
     rows = own - extra
-    if rows < 1:
-        raise DoesNotFit(what, "registers a thread", beside + FOUR * groups + 1, cap, advice)
+    if rows < 1:  # too few for four rows
+        raise DoesNotFit(what, "registers a thread", beside + FOUR * (FOUR * groups + words) // words, cap, advice)
     # Shared memory holds what registers do not of W, and of each sequence in a chunk h, and the warps' sums twice.
     fixed, each = extra * Hp // words, Hp + 2 * (threads // WARP) * own
     chunk = min(sequences, (device.shared_per_block // 4 - fixed) // each) // poll * poll

@@ -1,4 +1,4 @@
-"""The host's side of a launch, with a stand-in for what Numba compiles: what is asked before, and what an error says."""
+"""The host side of a launch, with a stand-in for what Numba compiles: what is asked before, and what errors say."""
 
 from __future__ import annotations
 

@@ -105,7 +105,8 @@ def test_plans_hold_or_say_what_is_too_small(device, H, B, dtype):
         assert plan.resident == resident(device, plan.threads, plan.registers, plan.shared)
         assert plan.threads % WARP == 0
         assert 1 <= plan.rows <= MOST_ROWS
-        assert 0 <= plan.extra <= MOST_ROWS
+        assert plan.extra >= 0
+        assert plan.extra % FOUR == 0
         assert plan.rows * plan.groups * FOUR // words < plan.registers <= register_ceiling(device, plan.threads)
         assert plan.extra * plan.Hp * 4 // words < plan.shared <= device.shared_per_block
         assert 1 <= plan.chunk <= plan.sequences
