@@ -422,3 +422,9 @@ def test_softmax_needs_every_shuffle():
     assert done(gpu)
     text = "            total += cuda.shfl_xor_sync(EVERYBODY, total, bit)"
     assert not done(mutant(text, text.replace("+= cuda", "+= 0 * cuda"), gpu.__file__))
+
+
+@pytest.mark.parametrize("strategy", ["timestep", "steps", "block", "persistent"])
+def test_each_says_what_it_parallelises_synchronises_and_moves(strategy):
+    text = getattr(numba_cuda, strategy).__doc__
+    assert all(word in text for word in ("Parallelises:", "Synchronises:", "Moves:"))
