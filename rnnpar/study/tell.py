@@ -1259,16 +1259,32 @@ def peers(frame: pd.DataFrame, table: pd.DataFrame) -> Markdown:
     )
 
 
-def behind(table: pd.DataFrame, reasons: Mapping[str, str] | None = None) -> Markdown:
-    """The shapes at which a peer is ahead, each with the reason where one is known by its label."""
-    lost = table[table["ratio"] < 1]
-    if lost.empty:
-        return Markdown("At no shape is a peer ahead." if len(table) else "")
-    why = {shape: (reasons or {}).get(shape, "the reason is not known yet, and asked for") for shape in lost["label"]}
-    noise = {True: "", False: " (within the noise)"}
-    lines = [f"- {s['label']}: {s['best']} takes {_times(s['ratio'])} as long as auto, which was {s['method']}"
-             f"{noise[bool(s['high'] < 1)]}: {why[s['label']]}." for _, s in lost.iterrows()]  # fmt: skip
-    return Markdown("\n".join(["A peer is ahead here:", "", *lines]))
+def behind(frame: pd.DataFrame, table: pd.DataFrame, name: str = "", within: float = 1.05) -> Markdown:
+    """The shapes at which a peer is ahead, or less than 5% behind, each with how near the peak our arithmetic came.
+
+    `frame` and `table`: as for `peers`; `name`: the machine, whose peaks say what the least time could be.
+    """
+    close = table[table["ratio"] < within]
+    if close.empty:
+        return Markdown("At no shape is a peer ahead, or less than 5% behind." if len(table) else "")
+    found, threads = peaks(name), int(frame["threads"].max())
+    lines = []
+    for _, s in close.iterrows():
+        noise = "" if s["high"] < 1 or s["ratio"] > 1 else " (within the noise)"
+        lines.append(f"- {s['label']}: {s['best']} takes {_times(s['ratio'])} as long as auto, which was "
+                     f"{s['method']}{noise}{_room(s, found, threads)}.")  # fmt: skip
+    return Markdown("\n".join(["A peer is ahead here, or close behind:", "", *lines]))
+
+
+def _room(shape: Mapping[str, Any], found: Mapping[str, Any], threads: int) -> str:
+    """What share of the measured peak our arithmetic reached at a shape, and what that leaves to gain."""
+    if not found:
+        return ""
+    share = sum(_work(shape).flops().values()) / (shape["ours"] * threads * arithmetic_peak(found))
+    at = f". Our products ran at {plots.percent(share)} of this machine's peak of arithmetic"
+    if share >= 0.75:
+        return f"{at}: whoever multiplies well is nearly as fast"
+    return f"{at}, which leaves room; why it is not used is not known yet"
 
 
 def advice(H: int, T: int, B: int, I: int, O: int, layers: int = 1, name: str = "", threads: int = 0) -> Markdown:

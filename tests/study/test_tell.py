@@ -380,17 +380,30 @@ def test_peers() -> None:
     )
     assert "0.60 times as fast as peers/jax at the worst, H 64 T 128 B 1." in bold(said)
     assert "It failed at H 64 T 128 B 1 (0.60 times, peers/jax)." in said.data
-    behind = tell.behind(table).data
-    assert (
-        "- H 64 T 128 B 1: peers/jax takes 0.60 times as long as auto, which was threads/rows: the reason is" in behind
-    )
-    assert "it is late" in tell.behind(table, {"H 64 T 128 B 1": "it is late"}).data
+    behind = tell.behind(frame, table).data
+    assert "- H 64 T 128 B 1: peers/jax takes 0.60 times as long as auto, which was threads/rows." in behind
+    assert behind.count("\n- ") == 1
     columns = tell.peer_table(table).data
     assert "| H 512 I 29 O 29 T 128 B 8 | threads/rows |" in columns
     assert "| **geometric mean** |" in columns
     assert "4.0×" in columns
     assert "onnxruntime" not in tell.peers(frame, table).data
-    assert tell.behind(tell.beside_peers(raced(False))).data == "At no shape is a peer ahead."
+    ahead = raced(False)
+    assert tell.behind(ahead, tell.beside_peers(ahead)).data == "At no shape is a peer ahead, or less than 5% behind."
+
+
+def test_behind_says_how_near_the_peak_our_arithmetic_came(monkeypatch) -> None:
+    frame = raced()
+    table = tell.beside_peers(frame)
+    worst = table.iloc[0]
+    rate = 2 * 3 * 64 * 64 * worst["T"] / worst["ours"] / 2  # floating-point operations a second of each of 2 threads
+    for share, words in (
+        (0.9, "90% of this machine's peak of arithmetic: whoever"),
+        (0.3, "30% of this machine's peak"),
+    ):
+        one_product = {"products": {"1": [[64, 1, 2 * 64 * 64 / (rate / share)]]}}
+        monkeypatch.setattr(tell, "peaks", lambda name, found=one_product: found)
+        assert words in tell.behind(frame, table, "mach").data
 
 
 def test_without_peers() -> None:
@@ -400,7 +413,7 @@ def test_without_peers() -> None:
         table = tell.beside_peers(frame)
         assert table.empty
         assert bold(tell.peers(frame, table)) == f"{tell.NOT_MEASURED}."
-        assert tell.behind(table).data == ""
+        assert tell.behind(frame, table).data == ""
         assert "No shape" in tell.peer_table(table).data
 
 
