@@ -609,6 +609,7 @@ def _serve() -> None:
             answer = (False, traceback.format_exc(limit=-4))
         pickle.dump(answer, answers, protocol=5)
         answers.flush()
+        answer = request = None  # held on to, they would keep the next call from using their memory again
 
 
 def _calls(forward: Forward, x: np.ndarray, h0: np.ndarray, count: int) -> tuple[list[float], np.ndarray, np.ndarray]:

@@ -23,7 +23,9 @@ from rnnpar.kernels.jit import jit
 from rnnpar.kernels.tile import ROWS, WIDTH, Packed, aligned, multiply, round_up
 from rnnpar.network import RNN
 
-STATES = 64 * 1024  # float32 elements of one chunk's states: a quarter of a megabyte, and there are two
+# float32 elements of one chunk's states, of which there are two: a quarter of what W has, within these bounds. Each
+# chunk reads all of U and V once, so that short chunks of a large network would keep throwing W out of the cache.
+STATES = (64 * 1024, 1024 * 1024)
 # The same of one block of logits. V is read once for each block, so the more bytes a row of V has, the larger a block
 # is worth its way out of the core's own cache: 1,024 elements for each of H, within these bounds.
 LOGITS = (128 * 1024, 512 * 1024)
@@ -169,9 +171,10 @@ class Plan:
 
     @classmethod
     def of(cls, net: RNN, packed: Packed, T: int, B: int, count: int) -> Plan:
-        """Chunk and block so that states and logits stay near the core, whatever the sizes."""
+        """Chunk and block so that states and logits stay near the core, and weights need not be read too often."""
         ld, ldo = round_up(net.hidden_size, WIDTH), round_up(net.output_size, WIDTH)
-        chunk = min(T, max(1, STATES // (count * ld)))
+        states = min(max(STATES[0], net.hidden_size**2 // 4), STATES[1])
+        chunk = min(T, max(1, states // (count * ld)))
         logits = min(max(LOGITS[0], 1024 * net.hidden_size), LOGITS[1])
         block = min(round_up(chunk * count, ROWS), max(ROWS, logits // ldo // ROWS * ROWS), 64 // ROWS * ROWS)
         sizes = (net.num_layers, net.input_size, net.hidden_size, net.output_size, int(packed.calm))

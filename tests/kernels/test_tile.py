@@ -67,10 +67,9 @@ TARGETS = {
 }
 
 
-@pytest.mark.parametrize("name", TARGETS)
-def test_tile_of_each_processor_compiles_without_spilling(name):
-    """The largest tile's assembly, for a processor that need not be here: vector code, and no sum on the stack."""
-    triple, cpu, features, mark = TARGETS[name]
+def assembly_of(name: str, rows: int | None = None) -> tuple[tile.TileShape, list[str]]:
+    """The tile of a processor that need not be here, and its assembly for that many rows (all that it has)."""
+    triple, cpu, features, _ = TARGETS[name]
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     shape = tile.choose_tile(features, triple.split("-")[0])
@@ -80,19 +79,39 @@ def test_tile_of_each_processor_compiles_without_spilling(name):
     kind = ir.FunctionType(ir.VoidType(), [pointer, i64, pointer, i64, pointer, i64, pointer, i64])
     function = ir.Function(module, kind, "tile")
     builder = ir.IRBuilder(function.append_basic_block())
-    tile.tile_builder(builder, shape.rows, shape, False, list(function.args))
+    tile.tile_builder(builder, rows or shape.rows, shape, False, list(function.args))
     builder.ret_void()
     machine = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, opt=3)
     parsed = llvm.parse_assembly(str(module))
     passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
     passes.getModulePassManager().run(parsed, passes)
-    assembly = machine.emit_assembly(parsed).splitlines()
+    return shape, machine.emit_assembly(parsed).splitlines()
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_tile_of_each_processor_compiles_without_spilling(name):
+    """The largest tile: vector code, and no sum on the stack."""
+    shape, assembly = assembly_of(name)
     multiply_adds = [line for line in assembly if "fmadd" in line or "fmla" in line]
     assert len(multiply_adds) >= shape.rows * shape.vectors
-    assert any(mark in line for line in multiply_adds)
+    assert any(TARGETS[name][3] in line for line in multiply_adds)
     start = next(i for i, line in enumerate(assembly) if line in map(str, multiply_adds))
     inner = assembly[start : start + len(multiply_adds)]
     assert not [line for line in inner if "sp)" in line or "[sp" in line], "a sum was spilled to the stack"
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_tiles_of_four_rows_and_more_ask_for_weights_ahead(name):
+    """One prefetch for each line of a panel's row, and none where a prefetch costs more than it brings."""
+    for rows in (1, tile.PREFETCHED - 1, tile.PREFETCHED, None):
+        shape, assembly = assembly_of(name, rows)
+        asked = sum("prefetch" in line or "prfm" in line for line in assembly)
+        lines = shape.lanes * shape.vectors * 4 // tile.LINE_BYTES
+        if rows and rows < tile.PREFETCHED:
+            assert asked == 0
+        else:  # the compiler may have unrolled the loop
+            assert asked >= lines
+            assert asked % lines == 0
 
 
 def test_other_processors_get_a_tile_too():
