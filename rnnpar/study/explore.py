@@ -39,6 +39,7 @@ SIZES = {  # what each slider offers
 START = {"H": 256, "T": 128, "B": 1, "layers": 1}
 SETTLE_S = 0.5  # a slider that has rested for so long is worth a measurement
 LONG_S = 8.0  # predicted measurements longer than this wait for the button
+BUSY = 5  # times the prediction: so far off, the machine is rather busy than the model wrong
 NONE = "none"
 COLOURS = ("#56b4e9", "#0072b2", "#009e73", "#e69f00")  # of U x, W h, V h and waiting
 HATCHES = ("", "", "", "////")  # waiting is told apart without colours, too
@@ -158,7 +159,8 @@ def answer(costs: model.Model | None, setting: Setting, results: Results) -> str
             value = measured.median.value
             parts.append(f"<b>measured {plots.duration(value / setting.T)} a step</b>")
             if math.isfinite(guess):
-                parts.append(f"{plots.ratio(value / guess)} times the prediction")
+                far = "; do other programs keep the cores busy?" if value > BUSY * guess else ""
+                parts.append(f"{plots.ratio(value / guess)} times the prediction{far}")
             parts.append(
                 f"{plots.duration(value)} a call, {plots.short(1e6 * measured.error)} millionths from the oracle"
             )
@@ -380,7 +382,7 @@ class Explorer:
 
     def _build(self) -> None:
         cores = machine.cores_allowed()
-        slider = dict(continuous_update=True, layout=widgets.Layout(width="min(30em, 95%)"), style=WIDE)
+        slider = dict(continuous_update=True, layout=widgets.Layout(width="30em", max_width="100%"), style=WIDE)
         labels = {"H": "hidden size H", "T": "time steps T", "B": "sequences B", "layers": "layers"}
         self.sliders = {
             name: widgets.SelectionSlider(options=[(f"{size:,}", size) for size in sizes], value=START[name],
@@ -391,7 +393,7 @@ class Explorer:
             options=list(range(1, cores + 1)), value=cores, description="threads", **slider
         )
         names = [method.name for method in registry.methods() if method.available and method.backend in SHOWN]
-        menu = dict(layout=widgets.Layout(width="min(22em, 95%)"), style=WIDE)
+        menu = dict(layout=widgets.Layout(width="24em", max_width="100%"), style=WIDE)
         first = "threads/rows" if cores > 1 else "serial/compiled"
         second = "serial/compiled" if cores > 1 else "serial/hoisted"
         self.method = widgets.Dropdown(options=names, value=first, description="method", **menu)
@@ -420,7 +422,7 @@ class Explorer:
 
     def _advice(self) -> list[widgets.Widget]:
         self.pasted = widgets.Textarea(value=EXAMPLE, rows=2, description="sizes",
-                                       layout=widgets.Layout(width="min(40em, 95%)"), style=WIDE)  # fmt: skip
+                                       layout=widgets.Layout(width="40em", max_width="100%"), style=WIDE)  # fmt: skip
         self.ask = widgets.Button(description="Advise", icon="question", tooltip="What to take at these sizes")
         self.advice = widgets.Output()
         self.ask.on_click(lambda button: self.advise())
