@@ -952,7 +952,7 @@ def _draw_map(
         at = heights.index(H), widths.index(B)
         (micro, method), *others = found
         lead = f"{ratio(others[0][0] / micro)}×" if others else "alone"
-        name = method if len(widths) <= 6 else method.replace("/", "/\n")
+        name = method if len(widths) * len(method) <= 108 else method.replace("/", "/\n")  # what a cell has room for
         codes[at] = winners.index(method)
         texts[at] = f"{name}\n{short(micro)} µs\n{lead}"
     tints = [tuple(1 - 0.4 * (1 - np.array(to_rgb(look(name).colour)))) for name in winners]
