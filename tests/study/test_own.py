@@ -186,7 +186,7 @@ def frame_of(**seconds: float) -> pd.DataFrame:
 def test_verdicts():
     frame = frame_of(mine_joined=(10, 20), serial_hoisted=(10, 10), serial_naive=(30, 40))
     said = own.joined(frame).data
-    assert said.startswith("**On a-machine, mine/joined is as fast as serial/hoisted at H = 64 and 0.50 times as fast ")
+    assert said.startswith("**On a-machine, mine/joined is as fast as serial/hoisted at H = 64 and 0.50 times at H ")
     assert "over serial/naive it is 3.0 times and 2.0 times as fast (T = 64, B = 1, I = O = H).**" in said
     assert said.count("It held.") == 2
     assert tell.NOT_MEASURED in own.joined(frame[frame["method"] == "serial/naive"]).data
