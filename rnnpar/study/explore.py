@@ -290,7 +290,7 @@ def _lanes(ax: Any, trace: Trace, begin: float, end: float) -> None:
             if bars:
                 ax.broken_barh(_merged(bars, 1e6 * (end - begin) / 3000), (rank - 0.4, 0.8), facecolor=colour,
                                hatch=hatch if what == WAIT and len(bars) < 60 else "", edgecolor="white",
-                               linewidth=0)  # fmt: skip
+                               linewidth=0, snap=False)  # fmt: skip
     ax.set_xlim(1e6 * begin, 1e6 * end)
     ax.set_ylim(trace.threads - 0.5, -0.5)
     ax.set_yticks(range(trace.threads), [f"thread {rank}" for rank in range(trace.threads)])
