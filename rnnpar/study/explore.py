@@ -290,7 +290,7 @@ def _lanes(ax: Any, trace: Trace, begin: float, end: float) -> None:
             if bars:
                 ax.broken_barh(_merged(bars, 1e6 * (end - begin) / 3000), (rank - 0.4, 0.8), facecolor=colour,
                                hatch=hatch if what == WAIT and len(bars) < 60 else "", edgecolor="white",
-                               linewidth=0)  # fmt: skip
+                               linewidth=0, snap=False)  # fmt: skip
     ax.set_xlim(1e6 * begin, 1e6 * end)
     ax.set_ylim(trace.threads - 0.5, -0.5)
     ax.set_yticks(range(trace.threads), [f"thread {rank}" for rank in range(trace.threads)])
@@ -423,10 +423,10 @@ class Explorer:
     def _advice(self) -> list[widgets.Widget]:
         self.pasted = widgets.Textarea(value=EXAMPLE, rows=2, description="sizes",
                                        layout=widgets.Layout(width="40em", max_width="100%"), style=WIDE)  # fmt: skip
-        self.ask = widgets.Button(description="Advise", icon="question", tooltip="What to take at these sizes")
         self.advice = widgets.Output()
-        self.ask.on_click(lambda button: self.advise())
-        return [self.pasted, self.ask, self.advice]
+        self.pasted.observe(lambda change: self.advise(), "value")
+        self.advise()
+        return [self.pasted, self.advice]
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
         """The widgets; and, where a page is only read, the picture as it stands."""
@@ -489,6 +489,8 @@ class Explorer:
     @_guarded
     def measure(self) -> None:
         """Measure the present setting, in the background."""
+        if self._later is not None:
+            self._later.cancel()
         self._job = self.setting
         self.progress.value, self.progress.bar_style = 0, "info"
         self.stop_button.disabled = False
@@ -547,7 +549,7 @@ class Explorer:
 
     @_guarded
     def advise(self) -> None:
-        """The advice for the pasted sizes, or what could not be read in them."""
+        """The advice for the pasted sizes, or what could not be read in them; it follows as one types."""
         try:
             sizes = parse_sizes(self.pasted.value)
             said = tell.advice(**sizes).data

@@ -182,11 +182,9 @@ def test_long_measurements_wait_for_the_button(explorer, monkeypatch):
 
 def test_advice_and_what_it_does_not_understand(explorer):
     explorer.pasted.value = "H=512, T=100"
-    explorer.advise()
     (output,) = explorer.advice.outputs
     assert "rnnpar.prepare(net," in output["data"]["text/markdown"]
     explorer.pasted.value = "what?"
-    explorer.advise()
     assert "Not understood" in explorer.advice.outputs[0]["data"]["text/markdown"]
 
 

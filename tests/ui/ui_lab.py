@@ -120,6 +120,7 @@ def test_explore_stops_a_run(explore: Page):
     drag(explore, "hidden size H", "ArrowRight", 6)
     drag(explore, "time steps T", "ArrowRight", 3)
     drag(explore, "sequences B", "ArrowRight", 5)
+    expect(explore.locator("img[alt*='T = 1,024, B = 32']")).to_be_visible(timeout=20_000)  # the last move has arrived
     explore.locator("button.jupyter-button", has_text="Measure").click()
     expect(stop).to_be_enabled()
     explore.screenshot(path=SHOTS / "lab_explore_running.png")
@@ -134,10 +135,8 @@ def test_explore_stops_a_run(explore: Page):
 def test_explore_says_what_it_does_not_understand_and_advises(explore: Page):
     text = explore.locator("textarea").last
     text.fill("H = many")
-    explore.locator("button.jupyter-button", has_text="Advise").click()
     expect(explore.get_by_text("Not understood")).to_be_visible()
     text.fill("hidden_size=512, batch=8, T=100")
-    explore.locator("button.jupyter-button", has_text="Advise").click()
     expect(explore.get_by_text("rnnpar.prepare(net,").last).to_be_visible()
     explore.get_by_text("Paste your sizes").last.scroll_into_view_if_needed()
     explore.screenshot(path=SHOTS / "lab_explore_advice.png")
