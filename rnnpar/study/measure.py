@@ -301,7 +301,6 @@ def _turn() -> int | None:
         return None
 
 
-@cache
 def source(method: str) -> str:
     """The hash of a method's source at its first use in this process: what is edited later is not what runs here."""
     return _source(registry.find(method))
