@@ -66,6 +66,7 @@ def execute(
         target.parent.mkdir(parents=True, exist_ok=True)
         _run(source, running, parameters, timeout_s, quiet)
         _tidy(running)
+        relink(running, source.parent)
         os.replace(running, target)
         failed.unlink(missing_ok=True)
     except Exception as error:
@@ -147,6 +148,22 @@ def _tidy(path: Path) -> None:
         cell.metadata = {key: cell.metadata[key] for key in ("tags", "jupyter") if cell.metadata.get(key)}
         if "injected-parameters" in cell.metadata.get("tags", ()):
             cell.id = f"injected-{index}"  # papermill draws a new one in each run
+    path.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
+
+
+def relink(path: Path, folder: Path) -> None:
+    """Let links to notebooks that are not executed beside it (explore, the sweep) lead to their sources in `folder`."""
+    notebook = nbformat.read(path, 4)
+
+    def mend(match: re.Match) -> str:
+        name = match[1]
+        if re.match(r"\d\d", name) or not (folder / name).is_file():
+            return match[0]
+        return f"]({Path(os.path.relpath(folder / name, path.parent)).as_posix()})"
+
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(r"\]\(([\w.]+\.ipynb)\)", mend, cell.source)
     path.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
 
 

@@ -180,3 +180,18 @@ def test_the_checker_on_what_is_no_notebook(tmp_path, capsys):
 def test_the_checkers_command_line_wants_check():
     with pytest.raises(SystemExit):
         notebooks.main([])
+
+
+def test_links_to_what_is_not_executed_lead_to_the_source(tmp_path):
+    (tmp_path / "sweep.ipynb").touch()
+    (tmp_path / "01_next.ipynb").touch()
+    (tmp_path / "rendered").mkdir()
+    cell = nbformat.v4.new_markdown_cell("[a](sweep.ipynb) [b](01_next.ipynb) [c](nowhere.ipynb)", id="a")
+    for place, wanted in (
+        (tmp_path / "rendered" / "00.ipynb", "../sweep.ipynb"),
+        (tmp_path / "00.ipynb", "sweep.ipynb"),
+    ):
+        nbformat.write(nbformat.v4.new_notebook(cells=[cell]), place)
+        notebooks.relink(place, tmp_path)
+        found = nbformat.read(place, 4).cells[0].source
+        assert found == f"[a]({wanted}) [b](01_next.ipynb) [c](nowhere.ipynb)"
