@@ -1301,7 +1301,7 @@ def against_peers(frame: pd.DataFrame, table: pd.DataFrame, ours: str = "auto") 
     low, high = min(0.8, table["low"].min() / 1.1), max(2.2, np.nanmax(others.to_numpy()) * 1.1)
     cut = max(2.2, 1.25 * table["high"].max())  # a peer far behind leaves the panel
     high = min(high, 3 * cut)
-    log_axis(ax.xaxis, low, high, [t for t in (0.2, 0.5, 1, 1.5, 2, 3, 5, 10, 20, 50, 100) if low <= t <= high], "×")
+    log_axis(ax.xaxis, low, high, [t for t in (0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if low <= t <= high], "×")
     ax.set(xlim=(low, high), ylim=(len(table) - 0.4, -0.6), xlabel=f"best peer's time over {ours}'s")
     ax.grid(False, axis="y")
     ax.axvline(1, color=INK, lw=1.0)
