@@ -101,6 +101,6 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 	  "rnnpar needs Python 3.11 or newer; $(PYTHON) is " + sys.version.split()[0])'
 	@[ -x .venv/bin/python ] || $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
-	@echo "installing what constraints.txt pins into .venv (about 800 MB)"
+	@echo "installing what constraints.txt pins into .venv (about 1.3 GB)"
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[study,dev,mpi,cluster]'
 	@touch $@
