@@ -22,11 +22,11 @@ from matplotlib.figure import Figure
 
 from rnnpar import machine, model_gpu
 from rnnpar.kernels.launch import A100, H100, KNOWN, T4, Device, DoesNotFit
-from rnnpar.model import Work
 from rnnpar.model_gpu import LEVELS, GpuModel, Rates
 from rnnpar.study import measure, plots, store, tell
 from rnnpar.study.gpu_checks import CHECKS
 from rnnpar.study.plots import BLUE, GREEN, INK, ORANGE, QUIET, RED, SKY, Median
+from rnnpar.work import Work
 
 EXPERIMENT = "gpu"
 PREDICTED = "predicted, not measured"
