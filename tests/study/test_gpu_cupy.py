@@ -105,6 +105,24 @@ def test_a_slow_cluster_fails_its_prediction():
     assert "It failed at H = 128 (1.7 µs)" in gpu_cupy.microsecond_verdict(seen).data
 
 
+def test_products_are_held_against_cublas_in_the_same_results():
+    rows = [
+        *measured("cublas/products", 1024, 256, 20.0), *measured("cupy_gpu/steps", 1024, 256, 25.0),
+        *measured("cupy_gpu/graph", 1024, 256, 50.0), *measured("cublas/products", 64, 256, 2.0),
+        *measured("cupy_gpu/graph", 64, 256, 2.0), *measured("cupy_gpu/steps", 64, 64, 1.0),
+        *measured("cupy_gpu/fused dtype=bfloat16", 1024, 256, 19.0),  # another arithmetic: not what is claimed
+    ]  # fmt: skip
+    seen = seen_on(rows=rows)
+    shares = gpu_cupy.cublas_shares(seen)
+    assert list(shares) == [(64, 256), (1024, 256)]
+    assert shares[1024, 256] == (pytest.approx(0.8), "cupy_gpu/steps")
+    told = gpu_cupy.cublas_verdict(seen).data
+    assert "failed at H = 1,024, B = 256 (80%)" in told
+    assert "100% of the rate of cuBLAS's products alone at best (cupy_gpu/graph at H = 64, B = 256)" in told
+    only_ours = seen_on(rows=measured("cupy_gpu/steps", 1024, 256, 25.0))
+    assert "No GPU has run these sizes beside cuBLAS" in gpu_cupy.cublas_verdict(only_ours).data
+
+
 def test_lines_of_code_leave_out_words(tmp_path, monkeypatch):
     (tmp_path / "backends").mkdir()
     (tmp_path / "kernels").mkdir()
