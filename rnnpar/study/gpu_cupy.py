@@ -289,7 +289,7 @@ def cublas_shares(seen: Seen, least: int = gpu_cublas.LARGE) -> dict[tuple[int, 
     shares = {}
     for (name, H, B), alone in found.items():
         methods = [method for method in tell.family("cupy_gpu") if (method, H, B) in found]
-        if name == gpu_cublas.METHOD and B >= least and methods:
+        if name == gpu_cublas.METHOD and least <= B and methods:
             best = min(methods, key=lambda method, H=H, B=B: found[method, H, B].value)
             shares[H, B] = alone.value / found[best, H, B].value, best
     return dict(sorted(shares.items()))
@@ -300,9 +300,7 @@ def cublas_verdict(seen: Seen, least: float = 0.95) -> Markdown:
     claim = f"with {gpu_cublas.LARGE} sequences or more the products run at {plots.percent(least)} of cuBLAS's rate"
     shares = cublas_shares(seen)
     if not shares:
-        return tell.say(
-            "No GPU has run these sizes beside cuBLAS yet, so there is no verdict", tell.outcome(claim, {})
-        )
+        return tell.say("No GPU has run these sizes beside cuBLAS yet, so there is no verdict", tell.outcome(claim, {}))
     best = max(shares, key=shares.get)
     told = {f"H = {H:,}, B = {B} ({plots.percent(share)})": share >= least for (H, B), (share, _) in shares.items()}
     return say(

@@ -52,7 +52,7 @@ class Stream:
 
 
 class Event:
-    """An event of the GPU's clock, which is the CPU's here. `late`: how often the GPU has nothing left to do at once."""
+    """An event of the GPU's clock, here the CPU's. `late`: how often the GPU has nothing left to do at once."""
 
     late = 0
 

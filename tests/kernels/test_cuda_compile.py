@@ -67,6 +67,15 @@ def test_clusters_keep_their_weights_in_registers(compiler, tmp_path):
 
 
 @pytest.mark.parametrize("compiler", COMPILERS)
+def test_the_hand_over_compiles_to_messages_and_no_barrier_in_its_loop(compiler, tmp_path):
+    got = compiled(compiler, "hand_over", 90, tmp_path, CLUSTER=16)
+    assert got.spilled == 0
+    assert ".reqnctapercluster 16" in got.ptx
+    assert "st.async" in got.ptx
+    assert got.ptx.count("barrier.cluster.arrive") == 1
+
+
+@pytest.mark.parametrize("compiler", COMPILERS)
 def test_clusters_do_not_compile_for_older_cards(compiler, tmp_path):
     with pytest.raises(nvcc.DoesNotCompile, match="cluster"):
         compiled(compiler, "cluster", 80, tmp_path, CLUSTER=2, ROWS=16, SEQUENCES=1, SPILLED=0)

@@ -150,6 +150,31 @@ def test_wrong_phases_and_buffers_are_found(kind, change):
     assert found_wrong(lambda seed: run_cluster(kind, seed=seed, change=[change])[0])
 
 
+# --- the hand-over alone ------------------------------------------------------------------------------------------
+
+
+def run_hand_over(blocks, count, seed=0, remove=(), clusters=2):
+    """The largest difference from what each lane must have: what began at the other end or here, plus the rounds."""
+    program = cuda_on_cpu.build("hand_over", "rnn_hand_over", cuda_source.options(dict(CLUSTER=blocks)))
+    last = np.full((clusters, blocks, blocks), -1, np.int32)
+    program.launch((clusters * blocks,), (32,), [last, count], 128 + 2 * 16 * blocks, seed, remove)
+    began = np.arange(blocks * blocks).reshape(blocks, blocks)
+    return abs(last - count - (began.T if count % 2 else began)).max(), program
+
+
+@pytest.mark.parametrize("blocks", [2, 8, 16])
+def test_hand_overs_follow_each_other(blocks):
+    for count in (0, 1, 2, 7):
+        assert all(run_hand_over(blocks, count, seed)[0] == 0 for seed in SEEDS), count
+
+
+def test_every_wait_of_the_hand_over_is_needed():
+    points = cuda_on_cpu.points("hand_over")
+    assert set(run_hand_over(8, 7, 1)[1].used) == set(points)
+    for line in points:
+        assert found_wrong(lambda seed, line=line: run_hand_over(8, 7, seed, [line])[0]), points[line]
+
+
 # --- step ---------------------------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from rnnpar.network import RNN
 from rnnpar.study import check_gpu, gpu_cublas
 from tests import fake_gpu
 from tests.kernels import fake_cupy
-from tests.study.test_check_gpu import command, here  # noqa: F401: a fixture
+from tests.study.test_check_gpu import command, here  # noqa: F401 (a fixture)
 
 T, B, I, H, O = 5, 3, 4, 6, 2
 
