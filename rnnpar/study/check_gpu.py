@@ -128,17 +128,18 @@ def cases(pattern: str = "") -> list[Case]:
         for name, values in variants().items():
             if name in known:
                 found += [Case(case.method, ((name, value),)) for value in values if value != known[name]]
-        if {"dtype", "barrier"} <= set(known):
-            barriers = [value for value in variants()["barrier"] if value != known["barrier"]]
-            found += [Case(case.method, (("dtype", "bfloat16"), ("barrier", value))) for value in barriers]
+        for name in {"barrier", "blocks"} & set(known) if "dtype" in known else ():
+            others = [value for value in variants()[name] if value != known[name]]
+            found += [Case(case.method, (("dtype", "bfloat16"), (name, value))) for value in others]
     return [case for case in found if re.search(pattern, case.label)]
 
 
 def variants() -> dict[str, tuple[Any, ...]]:
+    from rnnpar.kernels.cluster_plan import BLOCKS
     from rnnpar.kernels.launch import BARRIERS
 
-    here = registry._importable("cupy")
-    return {"barrier": BARRIERS, "dtype": ("float32", "bfloat16"), "products": ("own", "cublas") if here else ("own",)}
+    products = ("own", "cublas") if registry._importable("cupy") else ("own",)
+    return {"barrier": BARRIERS, "dtype": ("float32", "bfloat16"), "products": products, "blocks": BLOCKS}
 
 
 def contenders(pattern: str = "") -> list[Case]:
@@ -618,8 +619,9 @@ def still_due(point: Point, pattern: str, stored: Mapping[str, store.Measurement
     for case in contenders(pattern):
         old = stored.get(measure.key(point, case.label, 1), [None])[0]
         fresh = old and old.source == source_of(case.method) and old.status in ("ok", "unsupported")
-        large = case.method != gpu_cublas.METHOD or point.B >= gpu_cublas.LARGE
-        if large and (again or not fresh) and expected(case, point) < LONGEST_S:
+        told = case.method != gpu_cublas.METHOD or point.B >= gpu_cublas.LARGE
+        told &= "blocks" not in dict(case.options) or point.B == 1  # how many blocks is asked of one sequence
+        if told and (again or not fresh) and expected(case, point) < LONGEST_S:
             due.append(case)
     return due
 
