@@ -65,19 +65,18 @@ def cluster_sizes(seen: Seen, sizes: Sequence[int] = (64, 128, 256, 512, 1024)) 
     ends, values = [], []
     for H, colour in zip(sizes, COLOURS, strict=False):
         lines = [{size: 1e6 * it for size, it in cluster_steps(seen, H, measured=kind).items()} for kind in (0, 1)]
-        for line, look in zip(lines, (dict(ls="--", alpha=0.8), dict(marker="o", ms=4.5, mec="white")), strict=True):
-            ax.plot(list(line), list(line.values()), color=colour, mew=0.6, **look)
+        for line, look in zip(lines, (dict(ls="--", ms=2.5), dict(ms=4.5, mec="white")), strict=True):
+            ax.plot(list(line), list(line.values()), color=colour, marker="o", mew=0.6, **look)
             values += line.values()
         last = lines[1] or lines[0]
         if last:
             ends.append((max(last), last[max(last)], f"H = {H:,}", colour))
-    way = 1e6 * seen.rates.cluster
-    ax.plot([2, max(blocks[-1], 2)], [way, way], color=QUIET, ls=(0, (1, 1.5)), lw=1.3)
     if not values:
-        ax.text(
-            0.5, 0.5, f"{short_name(seen.device)} has no clusters", transform=ax.transAxes, ha="center", color=QUIET
-        )
-    low, high = min([way, *values]) / 1.4, max([way, *values]) * 1.4
+        plots.nothing(ax, f"{short_name(seen.device)} has no clusters")
+        return figure
+    way = 1e6 * seen.rates.cluster
+    ax.plot([2, blocks[-1]], [way, way], color=QUIET, ls=(0, (1, 1.5)), lw=1.3)
+    low, high = min([way, *values]) / 1.4, max(values) * 1.4
     plots.log_axis(ax.yaxis, low, high)
     ax.set(ylim=(low, high), ylabel="time a step (µs)")
     plots.label_ends(ax, ends)
