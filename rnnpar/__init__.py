@@ -15,7 +15,7 @@ from rnnpar.reference import reference
 from rnnpar.registry import Unavailable, methods, register, unregister
 
 if TYPE_CHECKING:
-    from rnnpar.runner import prepare
+    from rnnpar.auto import prepare
 
 __all__ = ["RNN", "Unavailable", "methods", "prepare", "reference", "register", "unregister"]
 __version__ = "0.1.0"
@@ -25,7 +25,7 @@ def __getattr__(name: str) -> Any:
     """`prepare`, imported when it is first asked for: `python -m rnnpar.machine` must not find itself imported."""
     if name != "prepare":
         raise AttributeError(f"module 'rnnpar' has no attribute {name!r}")
-    from rnnpar.runner import prepare
+    from rnnpar.auto import prepare
 
     globals()["prepare"] = prepare
     return prepare

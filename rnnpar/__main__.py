@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 from rnnpar import Unavailable
 
 if TYPE_CHECKING:
-    from rnnpar.model import Work
+    from rnnpar.work import Work
 
 
 class Parser(argparse.ArgumentParser):
@@ -135,7 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _work(options: argparse.Namespace) -> Work:
     from rnnpar.advice import check_sizes
-    from rnnpar.model import Work
+    from rnnpar.work import Work
 
     H = options.H
     I, O = (H if size is None else size for size in (options.input, options.output))

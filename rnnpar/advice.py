@@ -9,9 +9,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from rnnpar import machine, registry
-from rnnpar.model import AUTO, Model, Work
+from rnnpar import peaks, registry
+from rnnpar.model import AUTO, Model
 from rnnpar.words import duration, percent, ratio
+from rnnpar.work import Work
 
 CLOSE = 1.1  # predicted within so much of the best, another method is worth trying: the model is no better than that
 
@@ -77,13 +78,13 @@ def check_sizes(work: Work) -> None:
         raise ValueError(f"{', '.join(wrong)}: sizes are whole numbers of at least 1.")
 
 
-def cautions(peaks: dict[str, Any]) -> list[str]:
+def cautions(found: dict[str, Any]) -> list[str]:
     """A sentence about peaks that cannot be true of a quiet machine; nothing where there is nothing to say."""
-    if not peaks or not machine.disturbed(peaks):
+    if not found or not peaks.disturbed(found):
         return []
     return [
         "The peaks were measured while other programs kept the cores busy, so what is predicted for threads means "
-        "little: `python -m rnnpar.machine --peaks` measures them at a quieter time."
+        "little: `python -m rnnpar.peaks` measures them at a quieter time."
     ]
 
 

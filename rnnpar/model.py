@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from rnnpar import machine, registry
+from rnnpar import machine, model_gpu, peaks, registry
 from rnnpar.network import RNN
+from rnnpar.work import Work
 
 AUTO = (
     "serial/compiled",
@@ -24,35 +24,6 @@ AUTO = (
     "threads/batch",
     "threads/wavefront",
 )  # what "auto" chooses among, the simplest first
-
-
-@dataclass(frozen=True)
-class Work:
-    """The sizes of one call."""
-
-    T: int
-    B: int
-    I: int
-    H: int
-    O: int
-    layers: int = 1
-
-    @classmethod
-    def of(cls, net: RNN, T: int, B: int) -> Work:
-        return cls(T, B, net.input_size, net.hidden_size, net.output_size, net.num_layers)
-
-    def inputs(self) -> list[int]:
-        """The input size of each layer."""
-        return [self.I] + [self.H] * (self.layers - 1)
-
-    def flops(self) -> dict[str, float]:
-        """Floating-point operations of each product, over the whole call: two for a multiply-add."""
-        rows = 2.0 * self.T * self.B
-        return {
-            "U x": rows * self.H * sum(self.inputs()),
-            "W h": rows * self.H * self.H * self.layers,
-            "V h": rows * self.H * self.O,
-        }
 
 
 class Surface:
@@ -176,7 +147,7 @@ def _hoisted(model: Model, work: Work, threads: int) -> float:
     return T * work.layers * a_step + outside + 2 * model.fresh(work)
 
 
-def _one_thread(model: Model, work: Work, B: int, active: int) -> float:
+def one_thread(model: Model, work: Work, B: int, active: int) -> float:
     """One thread takes B sequences from the first step to the last."""
     T, H = work.T, work.H
     ahead = sum(model.product(T * B, H, I, active) for I in work.inputs())
@@ -184,13 +155,13 @@ def _one_thread(model: Model, work: Work, B: int, active: int) -> float:
 
 
 def _compiled(model: Model, work: Work, threads: int) -> float:
-    return _one_thread(model, work, work.B, 1) + model.fresh(work)
+    return one_thread(model, work, work.B, 1) + model.fresh(work)
 
 
 def _batch(model: Model, work: Work, threads: int) -> float:
     """The largest share of the batch, while as many threads as there are sequences do as much."""
     share, active = math.ceil(work.B / threads), min(threads, work.B)
-    return model.launch(threads) + _one_thread(model, work, share, active) + model.fresh(work) / active
+    return model.launch(threads) + one_thread(model, work, share, active) + model.fresh(work) / active
 
 
 def _rows(model: Model, work: Work, threads: int) -> float:
@@ -309,7 +280,7 @@ def here() -> Model:
     """The model of this machine; measures its peaks if that was never done."""
     from rnnpar.kernels.tile import WIDTH
 
-    return Model(machine.peaks(), WIDTH)
+    return Model(peaks.here(), WIDTH)
 
 
 def fastest(net: RNN, T: int, B: int, threads: int, on_device: bool = False, dtype: str = "float32") -> str:
@@ -333,8 +304,6 @@ def _fastest_on_gpu(work: Work, transfers: bool, dtype: str) -> tuple[str, float
     """The GPU's fastest method and its seconds; ("", inf) where there is no GPU, or nothing to use it with."""
     if not machine.gpu():
         return "", math.inf
-    from rnnpar import model_gpu
-
     named = {method.name for method in registry.methods() if method.on_gpu and method.available}
     methods = tuple(name for name in model_gpu.AUTO if name in named)
     return model_gpu.fastest(model_gpu.here(), work, methods, transfers, dtype) if methods else ("", math.inf)

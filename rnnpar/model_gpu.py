@@ -23,9 +23,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rnnpar import peaks, registry
 from rnnpar.kernels import cluster_plan, launch
 from rnnpar.kernels.launch import Device, DoesNotFit, plan_block, plan_persistent
-from rnnpar.model import Work
+from rnnpar.work import Work
 
 LANES = {(7, 0): 64, (7, 5): 64, (8, 0): 64, (9, 0): 128}  # float32 multiply-adds a cycle of a multiprocessor; else 128
 TENSOR = {(7, 0): 8, (7, 5): 8, (8, 0): 16, (9, 0): 15}  # times as fast as float32, with 16-bit factors
@@ -94,7 +95,7 @@ def published(device: Device) -> Rates:
 
 
 def rates_of(peaks: Mapping[str, Any], device: Device) -> Rates:
-    """The rates of a machine whose GPU's peaks were measured (machine.gpu_peaks); published ones where they were not.
+    """The rates of a machine whose GPU's peaks were measured (peaks.of_gpu); published ones where they were not.
 
     What a measurement leaves out (CuPy's launches where CuPy is not installed, clusters on an old card) is published.
     """
@@ -314,14 +315,12 @@ def here() -> GpuModel:
 
     Without numba-cuda, which measures them, the rates are published ones: a rougher guess to choose by.
     """
-    from rnnpar import machine, registry
-
     device = Device.current()
     try:
-        peaks = machine.gpu_peaks()
+        found = peaks.of_gpu()
     except registry.Unavailable:
-        peaks = {}
-    return GpuModel(device, rates_of(peaks, device))
+        found = {}
+    return GpuModel(device, rates_of(found, device))
 
 
 def fastest(model: GpuModel, work: Work, methods: tuple[str, ...], transfers: bool, dtype: str) -> tuple[str, float]:

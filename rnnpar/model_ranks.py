@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from rnnpar import machine
-from rnnpar.model import Model, Work
+from rnnpar import machine, peaks
+from rnnpar.model import Model, here, one_thread
 from rnnpar.network import RNN
+from rnnpar.work import Work
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,13 @@ CALL_S = 8e-6  # of Python and mpi4py, a chunk
 
 def batch(model: Model, work: Work, ranks: int, link: Link | None = None) -> float:
     """Seconds of `mpi/batch`: the largest share, and the other ranks' answers one after another into rank 0."""
-    from rnnpar.model import _one_thread
 
     share = math.ceil(work.B / ranks)
     gather = 0.0
     if link is not None and ranks > 1:
         bytes_ = 4.0 * share * (work.T * work.O + work.layers * work.H)
         gather = (ranks - 1) * (link.busy + link.beta * bytes_) + link.alpha
-    return _one_thread(model, work, share, min(ranks, work.B, cores(model))) + gather
+    return one_thread(model, work, share, min(ranks, work.B, cores(model))) + gather
 
 
 def cores(model: Model) -> int:
@@ -161,9 +161,7 @@ def known() -> Any:
     """The machine's model if its peaks have been measured, else a nominal one: this must not take seconds."""
     file = machine.folder() / "peaks.json"
     try:
-        if json.loads(file.read_text())["version"] == machine.PEAKS_VERSION:
-            from rnnpar.model import here
-
+        if json.loads(file.read_text())["version"] == peaks.VERSION:
             return here()
     except (OSError, ValueError, KeyError, TypeError):
         pass

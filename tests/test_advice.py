@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from rnnpar import advice
-from rnnpar.model import AUTO, Model, Work
+from rnnpar.model import AUTO, Model
+from rnnpar.work import Work
 from tests.test_model import simple_peaks
 
 COSTS = Model(simple_peaks(), 32)  # a multiply-add takes 1 ns, a meeting 1 µs, a start of two threads 5 µs

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from rnnpar import machine
+from rnnpar import machine, peaks
 from rnnpar.kernels import launch
 
 TWO = "0, GPU-aaaa, NVIDIA H100 80GB HBM3, 580.65.06, 81559 MiB, 9.0\n1, GPU-bbbb, Tesla T4, 580.65.06, 15360 MiB, 7.5"
@@ -118,7 +118,7 @@ def test_a_machine_with_a_gpu_is_named_after_it(monkeypatch):
 # --- peaks -------------------------------------------------------------------------------------------------------
 
 CPU = {
-    "version": machine.PEAKS_VERSION,
+    "version": peaks.VERSION,
     "barrier": {"2": 3e-7},
     "launch": {"1": 3e-7},
     "products": {"1": [[64, 64, 2e-6]]},
@@ -135,67 +135,67 @@ def file(monkeypatch, tmp_path):
     measured: list[str] = []
     monkeypatch.setattr(machine, "folder", lambda: tmp_path)
     monkeypatch.setattr(machine, "gpu", lambda: H100)
-    monkeypatch.setattr(machine, "measure_peaks", lambda: measured.append("cpu") or CPU)
+    monkeypatch.setattr(peaks, "measure", lambda: measured.append("cpu") or CPU)
     monkeypatch.setattr(gpu_probe, "measure", lambda: measured.append("gpu") or {"latency": 1e-7})
-    machine._peaks.cache_clear()
-    machine._gpu_peaks.cache_clear()
+    peaks._here.cache_clear()
+    peaks._of_gpu.cache_clear()
     yield path, measured
-    machine._peaks.cache_clear()
-    machine._gpu_peaks.cache_clear()
+    peaks._here.cache_clear()
+    peaks._of_gpu.cache_clear()
 
 
 def test_the_gpus_peaks_leave_the_cpus_alone(file):
     _, measured = file
-    machine.peaks()
+    peaks.here()
     assert measured == ["cpu", "cpu"]
-    assert machine.gpu_peaks()["latency"] == 1e-7
-    machine._peaks.cache_clear()
-    machine._gpu_peaks.cache_clear()
-    assert machine.peaks()["gpu"]["name"] == H100["name"]
-    assert machine.gpu_peaks()["latency"] == 1e-7
+    assert peaks.of_gpu()["latency"] == 1e-7
+    peaks._here.cache_clear()
+    peaks._of_gpu.cache_clear()
+    assert peaks.here()["gpu"]["name"] == H100["name"]
+    assert peaks.of_gpu()["latency"] == 1e-7
     assert measured == ["cpu", "cpu", "gpu"], "each measured once"
 
 
 def test_the_gpus_peaks_may_come_first(file):
     path, measured = file
-    machine.gpu_peaks()
+    peaks.of_gpu()
     assert set(json.loads(path.read_text())) == {"gpu"}
-    assert machine.peaks()["gpu"]["latency"] == 1e-7
+    assert peaks.here()["gpu"]["latency"] == 1e-7
     assert set(json.loads(path.read_text())) == {*CPU, "gpu"}
     assert measured == ["gpu", "cpu", "cpu"]
 
 
 def test_another_gpu_or_another_way_to_measure_is_measured_anew(file, monkeypatch):
     _, measured = file
-    machine.gpu_peaks()
+    peaks.of_gpu()
     for change in (lambda: monkeypatch.setattr(machine, "gpu", lambda: {**H100, "name": "Tesla T4"}),
-                   lambda: monkeypatch.setattr(machine, "GPU_PEAKS_VERSION", 99)):  # fmt: skip
+                   lambda: monkeypatch.setattr(peaks, "GPU_VERSION", 99)):  # fmt: skip
         change()
-        machine._gpu_peaks.cache_clear()
-        machine.gpu_peaks()
+        peaks._of_gpu.cache_clear()
+        peaks.of_gpu()
     assert measured == ["gpu"] * 3
 
 
 def test_forgetting_one_keeps_the_other(file):
     path, _ = file
-    machine.peaks()
-    machine.gpu_peaks()
-    machine.forget_peaks("cpu")
+    peaks.here()
+    peaks.of_gpu()
+    peaks.forget("cpu")
     assert set(json.loads(path.read_text())) == {"gpu"}
-    machine.forget_peaks("gpu")
+    peaks.forget("gpu")
     assert not path.exists()
-    machine.forget_peaks("gpu")
+    peaks.forget("gpu")
     path.write_text("{ half")
-    machine.forget_peaks("gpu")
+    peaks.forget("gpu")
     assert not path.exists()
 
 
 def test_without_numba_cuda_it_says_what_to_install(file, monkeypatch):
     from rnnpar import model_gpu, registry
 
-    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(peaks.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(registry.Unavailable, match="pip install 'numba-cuda"):
-        machine.gpu_peaks()
+        peaks.of_gpu()
     monkeypatch.setattr(launch.Device, "current", classmethod(lambda cls, number=0: launch.T4))
     assert model_gpu.here().rates == model_gpu.published(launch.T4)
 
@@ -203,6 +203,6 @@ def test_without_numba_cuda_it_says_what_to_install(file, monkeypatch):
 def test_without_a_gpu_there_is_nothing_to_measure(monkeypatch, capsys):
     monkeypatch.setattr(machine, "gpu", dict)
     monkeypatch.setattr(machine, "gpu_problem", lambda: "no driver")
-    assert machine.gpu_peaks() == {}
-    assert machine.main(["--gpu-peaks"]) == 2
+    assert peaks.of_gpu() == {}
+    assert peaks.main(["--gpu"]) == 2
     assert "no GPU to measure: no driver" in capsys.readouterr().err

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import rnnpar
-from rnnpar import machine, model
-from rnnpar.model import Model, Surface, Work
+from rnnpar import machine, model, peaks
+from rnnpar.model import Model, Surface
+from rnnpar.work import Work
 from tests.conftest import assert_matches_oracle, random_input
 
 
@@ -84,19 +85,19 @@ def test_auto_runs_and_says_which():
 
 
 ALONE, TOGETHER = [[64, 64, 2e-6]], [[64, 64, 2.1e-6]]
-QUIET = {"version": machine.PEAKS_VERSION, "barrier": {"2": 3e-7}, "launch": {"1": 3e-7, "2": 4e-6},
+QUIET = {"version": peaks.VERSION, "barrier": {"2": 3e-7}, "launch": {"1": 3e-7, "2": 4e-6},
          "products": {"1": ALONE, "2": TOGETHER}}  # fmt: skip
 
 
 def test_peaks_of_a_busy_machine_are_measured_again_and_not_kept(tmp_path, monkeypatch, capsys):
     busy = {**QUIET, "barrier": {"2": 8e-3}}
     answers = [busy, busy, QUIET]
-    monkeypatch.setattr(machine, "PEAKS_PAUSE_S", 0.0)
-    monkeypatch.setattr(machine, "measure_peaks", lambda: answers.pop(0))
-    assert machine._peaks.__wrapped__(tmp_path / "peaks.json") == QUIET
+    monkeypatch.setattr(peaks, "PAUSE_S", 0.0)
+    monkeypatch.setattr(peaks, "measure", lambda: answers.pop(0))
+    assert peaks._here.__wrapped__(tmp_path / "peaks.json") == QUIET
     assert (tmp_path / "peaks.json").exists()
-    monkeypatch.setattr(machine, "measure_peaks", lambda: busy)
-    assert machine._peaks.__wrapped__(tmp_path / "other.json") == busy
+    monkeypatch.setattr(peaks, "measure", lambda: busy)
+    assert peaks._here.__wrapped__(tmp_path / "other.json") == busy
     assert not (tmp_path / "other.json").exists()
     assert "not kept" in capsys.readouterr().err
 
@@ -105,35 +106,35 @@ def test_the_least_of_two_measurements_counts(monkeypatch):
     one = {"version": 3, "products": {"1": [(64, 64, 2e-6)]}, "tanh": (1e-9, 5e-10), "measured": "2026-01-01"}
     other = {"version": 3, "products": {"1": [(64, 64, 3e-6)]}, "tanh": (2e-9, 4e-10), "measured": "2026-01-01"}
     least = {"version": 3, "products": {"1": [[64, 64, 2e-6]]}, "tanh": [1e-9, 4e-10], "measured": "2026-01-01"}
-    assert machine.least(one, other) == least
+    assert peaks.least(one, other) == least
 
 
 def test_cores_that_are_halves_of_one_are_noticed(monkeypatch):
-    monkeypatch.setattr(machine.Path, "read_text", lambda self: "0\n")
-    assert not machine.crowded(QUIET)
+    monkeypatch.setattr(peaks.Path, "read_text", lambda self: "0\n")
+    assert not peaks.crowded(QUIET)
     halves = {**QUIET, "products": {"1": ALONE, "2": [[64, 64, 4e-6]]}}
-    assert machine.crowded(halves)
-    monkeypatch.setattr(machine.Path, "read_text", lambda self: "0-1\n")  # the system says that they are halves
-    assert not machine.crowded(halves)
+    assert peaks.crowded(halves)
+    monkeypatch.setattr(peaks.Path, "read_text", lambda self: "0-1\n")  # the system says that they are halves
+    assert not peaks.crowded(halves)
 
 
 def test_peaks_are_kept_and_a_damaged_file_is_not_overwritten(tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(machine, "measure_peaks", lambda: calls.append(1) or QUIET)
+    monkeypatch.setattr(peaks, "measure", lambda: calls.append(1) or QUIET)
     file = tmp_path / "new" / "peaks.json"
-    machine._peaks.__wrapped__(file)
-    machine._peaks.__wrapped__(file)
+    peaks._here.__wrapped__(file)
+    peaks._here.__wrapped__(file)
     assert len(calls) == 2, "measured twice, at the first call only"
     file.write_text("{ half")
     with pytest.raises(ValueError, match=r"peaks\.json is damaged.*delete it"):
-        machine._peaks.__wrapped__(file)
+        peaks._here.__wrapped__(file)
     assert file.read_text() == "{ half"
 
 
 def test_peaks_that_cannot_be_kept_are_used_all_the_same(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(machine, "measure_peaks", lambda: QUIET)
+    monkeypatch.setattr(peaks, "measure", lambda: QUIET)
     (tmp_path / "file").write_text("in the way")
-    assert machine._peaks.__wrapped__(tmp_path / "file" / "peaks.json")
+    assert peaks._here.__wrapped__(tmp_path / "file" / "peaks.json")
     assert "cannot be kept" in capsys.readouterr().err
 
 

@@ -10,8 +10,8 @@ import pytest
 import rnnpar
 from rnnpar import machine, model, model_gpu
 from rnnpar.kernels.launch import A100, H100, KNOWN, SMALL, T4, DoesNotFit, plan_persistent
-from rnnpar.model import Work
 from rnnpar.model_gpu import AUTO, FORMULAS, GpuModel, Prediction, Rates
+from rnnpar.work import Work
 from tests import fake_gpu
 from tests.fake_gpu import DeviceArray
 

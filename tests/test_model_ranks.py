@@ -9,8 +9,9 @@ import pytest
 
 import rnnpar
 from rnnpar import model_ranks
-from rnnpar.model import Model, Work
+from rnnpar.model import Model
 from rnnpar.model_ranks import Link
+from rnnpar.work import Work
 from tests.test_model import simple_peaks
 
 WORK = Work(T=100, B=4, I=64, H=128, O=96)

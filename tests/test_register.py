@@ -11,8 +11,9 @@ import pytest
 
 import rnnpar
 from rnnpar import registry
-from rnnpar.model import Model, Work
+from rnnpar.model import Model
 from rnnpar.study import measure, plots, store, sweep
+from rnnpar.work import Work
 from tests.conftest import assert_matches_oracle, random_input
 from tests.test_model import simple_peaks
 
@@ -135,7 +136,7 @@ def test_the_model_asks_its_formula():
 
 def test_the_sweep_measures_it_stores_it_and_skips_it_until_its_source_changes(tmp_path, monkeypatch, function):
     monkeypatch.setenv("RNNPAR_DATA", str(tmp_path))
-    monkeypatch.setattr(sweep.machine, "peaks", dict)
+    monkeypatch.setattr(sweep.peaks, "here", dict)
     rnnpar.register("mine/right", right)
     rnnpar.register("mine/wrong", wrong)
     profile = dict(experiment="mine", grids=[{"H": [4], "T": [3], "B": [1]}], workloads=[], threads=[1], samples=3,

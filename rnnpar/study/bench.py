@@ -5,7 +5,7 @@ profiler wake up all the time, and a crash in compiled code would take the worke
 `Bench`: a fresh interpreter that answers one request after another and ends with the worker, whatever that dies of.
 
     introduce(profile, source)      who measures here, and which points the profile makes on this machine
-    peaks()                         machine.peaks()
+    peaks()                         machine_peaks.here()
     measure(point, methods, ...)    measure.measure_group(), while no other bench or sweep of this machine times
 """
 
@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from rnnpar import machine, registry
+from rnnpar import peaks as machine_peaks
 from rnnpar.study import measure as measuring
 from rnnpar.study import store, sweep
 
@@ -127,8 +128,8 @@ def introduce(profile: Mapping[str, Any], wanted: str) -> dict[str, Any]:
 def peaks() -> dict[str, Any]:
     """This machine's peaks, measured if it has none; `disturbed` says that other programs were in the way."""
     with _turn():
-        found = machine.peaks()
-    return {"peaks": found, "disturbed": machine.disturbed(found)}
+        found = machine_peaks.here()
+    return {"peaks": found, "disturbed": machine_peaks.disturbed(found)}
 
 
 def measure(

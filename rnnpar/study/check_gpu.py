@@ -41,6 +41,7 @@ try:
     from rnnpar import machine, registry
     from rnnpar.backends.peers import Child, gpu_environment
     from rnnpar.network import RNN
+    from rnnpar.peaks import forget as forget_peaks
     from rnnpar.reference import reference, relative_error
     from rnnpar.study import gpu_cublas, measure, store
     from rnnpar.study.gpu_checks import CHECKS
@@ -418,7 +419,7 @@ def bounded(command: list[str], limit_s: float, environment: Mapping[str, str]) 
 
 def one(text: str) -> int:
     """What a sanitizer watches: one case in this process, held against the oracle."""
-    from rnnpar.runner import prepare
+    from rnnpar.auto import prepare
 
     method, options, (T, B, I, H, O, layers) = json.loads(text)
     net = RNN.random(I, H, O, layers)
@@ -474,9 +475,9 @@ def peaks(session: Session, pattern: str) -> None:
         session.note("peaks", "left out", "they are measured with numba-cuda: pip install 'numba-cuda[cu13]'", "")
         return
     if session.again:
-        machine.forget_peaks("gpu")
+        forget_peaks("gpu")
     try:
-        found = in_child("rnnpar.machine:gpu_peaks", (), min(300.0, session.left()))
+        found = in_child("rnnpar.peaks:of_gpu", (), min(300.0, session.left()))
     except RuntimeError as error:
         session.note("peaks", "wrong", last_line(error), "")
         return
@@ -630,7 +631,7 @@ def expected(case: Case, point: Point) -> float:
     """Seconds of a call as published figures have it, 0 where nobody knows: only what takes minutes is left out."""
     from rnnpar import model_gpu
     from rnnpar.kernels.launch import H100, DoesNotFit
-    from rnnpar.model import Work
+    from rnnpar.work import Work
 
     work = Work(point.T, point.B, point.I, point.H, point.O, point.layers)
     try:

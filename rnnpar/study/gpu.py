@@ -22,11 +22,12 @@ from matplotlib.figure import Figure
 
 from rnnpar import machine, model_gpu
 from rnnpar.kernels.launch import A100, H100, KNOWN, T4, Device, DoesNotFit
-from rnnpar.model import Work
 from rnnpar.model_gpu import LEVELS, GpuModel, Rates
+from rnnpar.peaks import GPU_VERSION
 from rnnpar.study import measure, plots, store, tell
 from rnnpar.study.gpu_checks import CHECKS
 from rnnpar.study.plots import BLUE, GREEN, INK, ORANGE, QUIET, RED, SKY, Median
+from rnnpar.work import Work
 
 EXPERIMENT = "gpu"
 PREDICTED = "predicted, not measured"
@@ -132,7 +133,7 @@ def peaks(name: str) -> dict[str, Any]:
         return {}
     except (ValueError, AttributeError) as error:
         raise store.ResultsError(f"{file} is damaged ({error}); delete it, and the peaks are measured again") from None
-    return found if found.get("version") == machine.GPU_PEAKS_VERSION else {}
+    return found if found.get("version") == GPU_VERSION else {}
 
 
 # --- what was measured, and what the model says ------------------------------------------------------------------

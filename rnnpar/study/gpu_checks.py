@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from rnnpar import device_arrays, registry
+from rnnpar.auto import prepare
 from rnnpar.network import RNN
 from rnnpar.reference import reference, relative_error
-from rnnpar.runner import prepare
 from rnnpar.study.measure import BOUND
 
 HANDOVERS = 100_000  # of the message that is passed from block to block

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from rnnpar import device_arrays
+from rnnpar.auto import prepare
 from rnnpar.backends import peers
 from rnnpar.network import RNN
 from rnnpar.reference import relative_error
-from rnnpar.runner import prepare
 
 REFUSED = "refused"  # what begins the message of a method that says that a size does not fit the device
 

@@ -27,7 +27,7 @@ from IPython.display import Markdown
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from rnnpar import machine, model
+from rnnpar import machine, model, peaks
 from rnnpar.backends.in_time import KINDS, Plan
 from rnnpar.kernels.scan import FADED, Scan
 from rnnpar.network import RNN
@@ -194,7 +194,7 @@ def main(arguments: list[str] | None = None) -> int:
         store.check_writable()
         if not (store.results_folder() / "machine.json").exists():
             store.save_machine(machine.describe())
-        machine.peaks()
+        peaks.here()
         todo = cases(options.quick)
         store.append(measure_scans(3 if options.quick else SCAN_ROUNDS), EXPERIMENT)
         for index in tqdm(rng.permutation(len(todo)), unit="point", disable=None):

@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from rnnpar import machine, model, registry
+from rnnpar import model, peaks, registry
 from rnnpar.study.measure import Point
 
 GRACE_S = 1.0  # for a job to notice that a newer one is there
@@ -125,7 +125,7 @@ def run(number: int, job: Job) -> Iterator[Message]:
 
     if job.peaks:
         yield Message(number, "progress", "measuring this machine's peaks, once: some 20 seconds")
-        machine.peaks()
+        peaks.here()
         yield Message(number, "peaks")
     if problem := too_large(job.point):
         yield Message(number, "error", problem)
@@ -165,7 +165,7 @@ def run(number: int, job: Job) -> Iterator[Message]:
 
 def traced(problem: Any, trial: Any) -> Any:
     """The trace of a call of median length, out of TRACED_CALLS."""
-    from rnnpar.runner import prepare
+    from rnnpar.auto import prepare
 
     with prepare(problem.net, trial.method, trace=True, **trial.options) as runner:
         runner(problem.x)

@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 
 from rnnpar import machine, registry
+from rnnpar.auto import prepare
 from rnnpar.network import RNN
 from rnnpar.reference import reference, relative_error
-from rnnpar.runner import Runner, prepare
+from rnnpar.runner import Runner
 from rnnpar.study.store import Row
 
 try:

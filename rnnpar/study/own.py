@@ -13,9 +13,10 @@ import pandas as pd
 from IPython.display import Markdown
 
 from rnnpar import machine, registry
+from rnnpar.auto import prepare
 from rnnpar.network import RNN
 from rnnpar.reference import reference, relative_error
-from rnnpar.runner import Runner, prepare
+from rnnpar.runner import Runner
 from rnnpar.study import measure, plots, store, sweep, tell
 
 SHAPES = [  # T, B, I, H, O, L: ones, primes, several layers, a long output

@@ -28,10 +28,10 @@ import psutil
 from tqdm import tqdm
 
 from rnnpar import machine, registry
+from rnnpar.auto import prepare
 from rnnpar.backends.peers import Child
 from rnnpar.network import RNN
 from rnnpar.reference import reference
-from rnnpar.runner import prepare
 from rnnpar.study import measure, store
 from rnnpar.study.measure import BOUND, Point, Problem
 

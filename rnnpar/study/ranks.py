@@ -30,12 +30,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import rnnpar
-from rnnpar import machine, model_ranks, registry
-from rnnpar.model import Work
+from rnnpar import machine, model_ranks, peaks, registry
 from rnnpar.model_ranks import Link
 from rnnpar.reference import relative_error
 from rnnpar.study import measure, plots, simulate, store, tell
 from rnnpar.study.measure import Point
+from rnnpar.work import Work
 
 EXPERIMENT = "mpi"
 FILE = "mpi.json"
@@ -142,7 +142,7 @@ def measure_messages() -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     before = messages(machine.name())
     if before and before["source"] == kept["source"]:
-        kept = machine.least(json.loads(json.dumps(kept)), before)
+        kept = peaks.least(json.loads(json.dumps(kept)), before)
     (folder / FILE).write_text(json.dumps(kept, indent=1) + "\n")
     return kept
 
@@ -195,7 +195,7 @@ def measure_strategies(only: str = "", quick: bool = False) -> int:
     """Time what is not stored yet, a shape at a time; returns how many points that were."""
     store.check_writable()
     store.save_machine(machine.describe())
-    machine.peaks()
+    peaks.here()
     rng, count = np.random.default_rng(0), 0
     stored = {key: rows[0].source for key, rows in store.newest(EXPERIMENT).items() if rows[0].status != "unsupported"}
     for point, cases in plan(only, quick).items():

@@ -21,8 +21,8 @@ import numpy as np
 
 from rnnpar import model_ranks
 from rnnpar.backends.mpi import FEW
-from rnnpar.model import Work
 from rnnpar.model_ranks import Link
+from rnnpar.work import Work
 
 GB = 1e9
 NETWORKS = {  # alpha, beta and busy as such networks usually give them from one MPI process to another

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rnnpar import machine
+from rnnpar import machine, peaks
 from rnnpar.study.corpus import data_folder
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def has_peaks(name: str) -> bool:
     """Whether the peaks of the machine `name` are here, and are what is measured today. ResultsError where damaged."""
     path = results_folder(name) / "peaks.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["version"] == machine.PEAKS_VERSION
+        return json.loads(path.read_text(encoding="utf-8"))["version"] == peaks.VERSION
     except FileNotFoundError:
         return False
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -37,7 +37,7 @@ import pandas as pd
 import yaml
 from tqdm import tqdm
 
-from rnnpar import machine, registry
+from rnnpar import machine, peaks, registry
 from rnnpar.study import measure, store
 
 PROFILES = Path(__file__).parent / "profiles"
@@ -114,7 +114,7 @@ def run(
         return _cluster().run(profile, scheduler, share)
     store.save_machine(machine.describe())
     with measure.alone():
-        machine.peaks()  # what the chapters' predictions are made from, measured while nothing else runs
+        peaks.here()  # what the chapters' predictions are made from, measured while nothing else runs
     planned = plan(profile)
     stored = store.newest(experiment)
     wanted = remaining(planned, stored)

@@ -23,6 +23,7 @@ from rnnpar import machine, model, registry
 from rnnpar.advice import advise, cautions, check_sizes
 from rnnpar.kernels.tile import WIDTH
 from rnnpar.network import RNN
+from rnnpar.peaks import VERSION as PEAKS_VERSION
 from rnnpar.reference import reference, relative_error
 from rnnpar.study import corpus, measure, plots, store
 
@@ -50,14 +51,14 @@ def results(name: str = "") -> tuple[str, pd.DataFrame]:
 
 
 def peaks(name: str = "") -> dict[str, Any]:
-    """A machine's measured peaks (what they are: `machine.measure_peaks`), this one's by default; empty without any."""
+    """A machine's measured peaks (what they are: rnnpar/peaks.py), this one's by default; empty without any."""
     here = name in ("", machine.name())
     file = (machine.folder() if here else store.results_folder(name)) / "peaks.json"
     if not file.exists():
         return {}
     try:
         found = json.loads(file.read_text())
-        return found if found.get("version") == machine.PEAKS_VERSION else {}
+        return found if found.get("version") == PEAKS_VERSION else {}
     except (ValueError, AttributeError) as error:
         raise store.ResultsError(f"{file} is damaged ({error}); delete it, and the peaks are measured again") from None
 

@@ -8,8 +8,8 @@ import pytest
 import rnnpar
 from rnnpar.backends import in_time
 from rnnpar.backends.in_time import NotConverged, Plan
-from rnnpar.model import Work
 from rnnpar.reference import relative_error
+from rnnpar.work import Work
 from tests.conftest import BOUND, assert_matches_oracle, random_input
 
 NAMES = list(in_time.KINDS)

@@ -19,7 +19,7 @@ pytest.importorskip("distributed", reason="needs the extra cluster, which make i
 
 from distributed import LocalCluster
 
-from rnnpar import machine
+from rnnpar import machine, peaks
 from rnnpar.study import bench, cluster, measure, notebooks, store, sweep
 from rnnpar.study.cluster import ClusterError, Worker
 
@@ -63,7 +63,7 @@ def data(tmp_path, monkeypatch):
     """A data folder of the test's own, in which every machine has its peaks: they take long to measure."""
     monkeypatch.setenv("RNNPAR_DATA", str(tmp_path / "data"))
     for name in (machine.name(), A, B):
-        store.save_peaks({"version": machine.PEAKS_VERSION}, name)
+        store.save_peaks({"version": peaks.VERSION}, name)
     return tmp_path / "data"
 
 
@@ -298,7 +298,7 @@ def test_a_machine_without_peaks_measures_its_own_first(two, conduct, monkeypatc
         asked.append(what)
         if what != "peaks":
             return real(self, address, what, arguments, limit_s)
-        answer = {"peaks": {"version": machine.PEAKS_VERSION, "call": 1.0}, "disturbed": len(asked) > 8}
+        answer = {"peaks": {"version": peaks.VERSION, "call": 1.0}, "disturbed": len(asked) > 8}
         return self.client.submit(lambda: answer, pure=False)
 
     monkeypatch.setattr(cluster.Conductor, "_ask", ask)

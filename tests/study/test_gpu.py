@@ -11,6 +11,7 @@ from matplotlib.text import Text
 
 from rnnpar import machine, model_gpu
 from rnnpar.kernels.launch import A100, H100, SMALL, T4
+from rnnpar.peaks import GPU_VERSION
 from rnnpar.study import gpu, store
 from rnnpar.study.gpu_checks import CHECKS
 from rnnpar.study.measure import Point, key
@@ -55,9 +56,7 @@ def measured(nothing, monkeypatch):
     store.update_machine(
         "gpu_checks", {"hardware fences": {"status": "ok"}, "memcheck numba_cuda/steps": {"status": "wrong"}}
     )
-    peaks = {
-        "gpu": {"version": machine.GPU_PEAKS_VERSION, "name": A100.name, "barrier": {"flags": 1.5e-6, "counter": 1e-6}}
-    }
+    peaks = {"gpu": {"version": GPU_VERSION, "name": A100.name, "barrier": {"flags": 1.5e-6, "counter": 1e-6}}}
     (store.results_folder(NAME) / "peaks.json").write_text(json.dumps(peaks))
     monkeypatch.setattr(machine, "name", lambda: "another-machine-2c-0000")
     return gpu.results()

@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rnnpar import machine, model_ranks
-from rnnpar.model import Model, Work
+from rnnpar import machine, model_ranks, peaks
+from rnnpar.model import Model
 from rnnpar.model_ranks import Link
 from rnnpar.study import measure, ranks, simulate, store
+from rnnpar.work import Work
 from tests.test_model import simple_peaks
 
 MODEL = Model(simple_peaks(), 32)
@@ -93,7 +94,7 @@ def measured(tmp_path, monkeypatch):
     store.append(rows, ranks.EXPERIMENT)
     folder = store.results_folder(name)
     (folder / ranks.FILE).write_text(json.dumps(MESSAGES))
-    (folder / "peaks.json").write_text(json.dumps({**simple_peaks(), "version": machine.PEAKS_VERSION}))
+    (folder / "peaks.json").write_text(json.dumps({**simple_peaks(), "version": peaks.VERSION}))
     ranks.scaling.cache_clear()
     ranks.shares.cache_clear()
     yield name

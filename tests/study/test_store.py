@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from rnnpar import machine
+from rnnpar import machine, peaks
 from rnnpar.study import store
 
 ROW = store.Row(
@@ -214,9 +214,9 @@ def test_another_machines_results_are_kept_in_its_own_folder(folder):
 
 def test_peaks_of_another_machine():
     assert not store.has_peaks("elsewhere")
-    store.save_peaks({"version": machine.PEAKS_VERSION}, "elsewhere")
+    store.save_peaks({"version": peaks.VERSION}, "elsewhere")
     assert store.has_peaks("elsewhere")
-    store.save_peaks({"version": machine.PEAKS_VERSION - 1}, "elsewhere")
+    store.save_peaks({"version": peaks.VERSION - 1}, "elsewhere")
     assert not store.has_peaks("elsewhere")
     (store.results_folder("elsewhere") / "peaks.json").write_text("[")
     with pytest.raises(store.ResultsError, match="damaged"):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rnnpar import machine, registry
+from rnnpar import machine, peaks, registry
 from rnnpar.study import corpus, figures, measure, notebooks, store, sweep
 from rnnpar.study.measure import Point
 
@@ -34,7 +34,7 @@ TINY = dict(
 def data(tmp_path, monkeypatch):
     """A data folder of the test's own, and trained networks that need no files."""
     monkeypatch.setenv("RNNPAR_DATA", str(tmp_path / "data"))
-    monkeypatch.setattr(sweep.machine, "peaks", dict)  # they take half a minute
+    monkeypatch.setattr(sweep.peaks, "here", dict)  # they take half a minute
     monkeypatch.setattr(corpus, "models", lambda: dict.fromkeys(["kjv-h128", "kjv-h512", "kjv-2x256"]))
     monkeypatch.setattr(corpus, "load", lambda name: small_net())
     return tmp_path / "data"
@@ -221,7 +221,7 @@ KILLED = """
 import sys, time
 from rnnpar.study import corpus, measure, sweep
 corpus.models = lambda: {}
-sweep.machine.peaks = dict
+sweep.peaks.here = dict
 real = measure.measure_group
 def slow(*arguments):
     time.sleep(0.1)
@@ -268,7 +268,7 @@ def tiny(tmp_path):
 
 def test_the_command_measures_through_the_notebook(tiny, tmp_path):
     name = f"test-{os.getpid()}"
-    store.save_peaks({"version": machine.PEAKS_VERSION}, machine.name())  # they take half a minute to measure
+    store.save_peaks({"version": peaks.VERSION}, machine.name())  # they take half a minute to measure
     done = run_command("rnnpar.study.sweep", "--profile", "ci", "--parameters", str(tiny), "--experiment", name)
     executed = notebooks.ROOT / "build" / f"sweep-{name}.ipynb"
     try:

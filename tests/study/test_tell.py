@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from IPython.display import Markdown
 
-from rnnpar import machine, registry
+from rnnpar import machine, peaks, registry
 from rnnpar.study import corpus, measure, plots, store, tell
 from tests.study.test_plots import COLUMNS, bits_table, failed, holes, raced, synthetic
 from tests.test_model import simple_peaks
@@ -44,7 +44,7 @@ CACHES = {"L1": 48 * 1024, "L2": 2**20, "L3": 2**25}
 def peaks_of(name: str, folder: Path, **other: object) -> dict:
     """Peaks and caches of a machine, on the disk: a multiply-add takes 1 ns whatever the shape."""
     found = simple_peaks() | {
-        "version": machine.PEAKS_VERSION, "measured": "2026-01-31", "counter_barrier": {"2": 0.5e-6},
+        "version": peaks.VERSION, "measured": "2026-01-31", "counter_barrier": {"2": 0.5e-6},
         "python_launch": {"2": 1e-4},
     } | other  # fmt: skip
     place = folder / "results" / name
