@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from rnnpar.kernels import cluster_plan, cuda_source
@@ -9,7 +13,7 @@ from rnnpar.kernels.launch import H100, blocks_that_fit
 from tests.kernels import nvcc
 
 COMPILERS = [
-    pytest.param("nvcc", marks=pytest.mark.skipif(nvcc.NVCC is None, reason="no nvcc: install a CUDA toolkit")),
+    pytest.param("nvcc", marks=pytest.mark.skipif(bool(nvcc.WHY_NO_NVCC), reason=nvcc.WHY_NO_NVCC)),
     pytest.param(
         "nvrtc", marks=pytest.mark.skipif(nvcc.nvrtc() is None, reason="no NVRTC: pip install nvidia-cuda-nvrtc")
     ),
@@ -92,6 +96,10 @@ def test_a_compile_error_is_shown_with_its_line(compiler, tmp_path):
     assert "\n    const int KEPT = CHUNKS - SPILLED;" in told
 
 
-def test_both_compilers_are_known_to_this_test():
-    """What was skipped is said by the two marks above; on a machine with neither, nothing here has been checked."""
-    assert {"nvcc", "nvrtc"} == {parameter.values[0] for parameter in COMPILERS}
+def test_a_compiler_that_is_not_here_is_skipped_with_its_reason():
+    """These tests once more where PATH has no nvcc: what is left out is said, and NVRTC is not left out with it."""
+    command = [sys.executable, "-m", "pytest", __file__, "-k", "hand_over", "-n", "0", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, env=os.environ | {"PATH": ""}, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no nvcc in PATH: install a CUDA toolkit" in done.stdout
+    assert ("1 passed, 1 skipped" in done.stdout) == (nvcc.nvrtc() is not None)
