@@ -212,9 +212,12 @@ def source_of(method: str) -> str:
 
 
 def start_child(case: Case, timeout_s: float) -> Child:
-    """A process for one method, which sees one GPU, and is ended when it does not answer in time."""
+    """A process for one method, which sees one GPU, and is ended when it does not answer in time.
+
+    CuPy compiles anew in each: its first call is compared with Numba's, which keeps nothing on disk either.
+    """
     options = dict(case.options)
-    environment = gpu_environment(0, tf32=bool(options.get("tf32")))
+    environment = gpu_environment(0, tf32=bool(options.get("tf32"))) | {"CUPY_CACHE_IN_MEMORY": "1"}
     factory = CUBLAS if case.method == gpu_cublas.METHOD else FACTORY
     return Child(case.label, factory, (case.method, options), machine.cores_allowed(), environment, timeout_s)
 

@@ -265,6 +265,11 @@ def test_the_hardwares_checks_run_apart(here):
         check_gpu.in_child("tests.fake_gpu:finds_fault", ("fences",), 30)
 
 
+def test_first_calls_compile_in_both_libraries(here):
+    """A kernel that CuPy had kept on disk would make its first call look fast."""
+    assert check_gpu.in_child("os:getenv", ("CUPY_CACHE_IN_MEMORY",), 30) == "1"
+
+
 def test_a_fault_of_the_hardware_is_named(here, capsys):
     """Here there is no GPU behind the fakes, so every check fails, each with its reason."""
     assert command("--only", "hardware", "--methods", "co-residency") == 1
