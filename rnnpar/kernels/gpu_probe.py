@@ -30,13 +30,8 @@ ROWS = 16  # sums that a thread keeps for multiply-adds: as many as hide their l
 CHASE = 4096  # loads, one after another
 TOGETHER = SimpleNamespace(registers=64)  # the plan of a launch whose blocks wait for each other: small ones
 
-MEETING = r"""
-extern "C" __global__ void nothing() {}
-extern "C" __global__ void __cluster_dims__(8, 1, 1) clusters(int count) {
-  for (int i = 0; i < count; i++)
-    asm volatile("barrier.cluster.arrive.release.aligned;\n barrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-"""
+CLUSTER = 8  # blocks that any card with clusters can have in one
+NOTHING = 'extern "C" __global__ void nothing() {}'
 
 
 # --- kernels -----------------------------------------------------------------------------------------------------
@@ -198,7 +193,7 @@ def launches(gpu: Gpu) -> dict[str, float]:
 
     found = {"numba": seconds(many, gpu.synchronize) / LAUNCHES}
     if importlib.util.find_spec("cupy"):
-        kernel, wait = cupy_kernel("nothing"), cupy_wait()
+        kernel, wait = empty_cupy_kernel(), cupy_wait()
 
         def many_cupy() -> None:
             for _ in range(LAUNCHES):
@@ -212,7 +207,7 @@ def graph_node(gpu: Gpu) -> float:
     """Seconds from a kernel to the next in a CUDA graph that CuPy has captured."""
     import cupy
 
-    kernel, stream = cupy_kernel("nothing"), cupy.cuda.Stream(non_blocking=True)
+    kernel, stream = empty_cupy_kernel(), cupy.cuda.Stream(non_blocking=True)
 
     def captured(count: int) -> Any:
         with stream:
@@ -243,9 +238,18 @@ def meeting(gpu: Gpu, kind: str) -> float:
 
 
 def cluster(gpu: Gpu) -> float:
-    """Seconds of one meeting of a cluster of 8 blocks."""
-    kernel, wait = cupy_kernel("clusters"), cupy_wait()
-    return each(lambda count: kernel((8,), (256,), (np.int32(count),)), wait, 100, 5100)
+    """Seconds of a hand-over within a cluster: from each block to each, and it is known to have come."""
+    import cupy
+
+    from rnnpar.kernels import cuda_source
+
+    kernel = cuda_source.kernel(cupy, "hand_over", "rnn_hand_over", CLUSTER=CLUSTER)
+    last, shared = cupy.empty((CLUSTER, CLUSTER), np.int32), 128 + 2 * 16 * CLUSTER
+
+    def run(count: int) -> None:
+        kernel((CLUSTER,), (WARP,), (last, np.int32(count)), shared_mem=shared)
+
+    return each(run, cupy_wait(), 100, 5100)
 
 
 def block_barrier(gpu: Gpu) -> float:
@@ -311,11 +315,10 @@ def waiting(gpu: Gpu) -> float:
 
 
 @cache
-def cupy_kernel(name: str) -> Any:
+def empty_cupy_kernel() -> Any:
     import cupy
 
-    text = MEETING if name == "clusters" else MEETING.split("\n")[1]
-    return cupy.RawKernel(text, name, options=("--std=c++17",))
+    return cupy.RawKernel(NOTHING, "nothing", options=("--std=c++17",))
 
 
 def cupy_wait() -> Callable[[], Any]:

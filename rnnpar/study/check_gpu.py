@@ -6,7 +6,8 @@
     sanitizers   a small case of each method under compute-sanitizer's memcheck and racecheck, where it is installed
     hardware     what no CPU executor can show, each by a named check: rnnpar/study/gpu_checks.py
     peaks        what the GPU does at most: launches, barriers, bandwidths; kept in peaks.json
-    sweep        H and B at T=512, device arrays and NumPy arrays, beside peers/cudnn and peers/jax_gpu; kept in gpu.csv
+    sweep        H and B at T=512, device arrays and NumPy arrays, beside peers/cudnn and peers/jax_gpu, and with large
+                 batches beside cuBLAS's products alone; kept in gpu.csv
 
 Everything that touches the GPU runs in processes of its own within time limits. What passed with the same source, and
 points that are stored, are not done again, so the same command continues where the time was up; --again starts anew.
@@ -42,7 +43,7 @@ try:
     from rnnpar.network import RNN
     from rnnpar.peaks import forget as forget_peaks
     from rnnpar.reference import reference, relative_error
-    from rnnpar.study import measure, store
+    from rnnpar.study import gpu_cublas, measure, store
     from rnnpar.study.gpu_checks import CHECKS
     from rnnpar.study.measure import BOUND, Point
 except ImportError as missing:  # a bare machine: say what this Python lacks instead of where
@@ -54,6 +55,7 @@ PARTS = ("answers", "sanitizers", "hardware", "peaks", "sweep")
 SHARES = {"answers": 0.3, "sanitizers": 0.2, "hardware": 0.25, "peaks": 0.5, "sweep": 1.0}  # of the time then left
 EXPERIMENT = "gpu"
 FACTORY = "rnnpar.study.gpu_worker:Worker"
+CUBLAS = "rnnpar.study.gpu_cublas:Products"
 CASE_S = 90.0  # for a call with all that it compiles
 CHECK_S = 150.0  # for a check of the hardware
 SANITIZER_S = 240.0
@@ -127,24 +129,27 @@ def cases(pattern: str = "") -> list[Case]:
         for name, values in variants().items():
             if name in known:
                 found += [Case(case.method, ((name, value),)) for value in values if value != known[name]]
-        if {"dtype", "barrier"} <= set(known):
-            barriers = [value for value in variants()["barrier"] if value != known["barrier"]]
-            found += [Case(case.method, (("dtype", "bfloat16"), ("barrier", value))) for value in barriers]
+        for name in {"barrier", "blocks"} & set(known) if "dtype" in known else ():
+            others = [value for value in variants()[name] if value != known[name]]
+            found += [Case(case.method, (("dtype", "bfloat16"), (name, value))) for value in others]
     return [case for case in found if re.search(pattern, case.label)]
 
 
 def variants() -> dict[str, tuple[Any, ...]]:
+    from rnnpar.kernels.cluster_plan import BLOCKS
     from rnnpar.kernels.launch import BARRIERS
 
-    here = registry._importable("cupy")
-    return {"barrier": BARRIERS, "dtype": ("float32", "bfloat16"), "products": ("own", "cublas") if here else ("own",)}
+    products = ("own", "cublas") if registry._importable("cupy") else ("own",)
+    return {"barrier": BARRIERS, "dtype": ("float32", "bfloat16"), "products": products, "blocks": BLOCKS}
 
 
 def contenders(pattern: str = "") -> list[Case]:
-    """What the sweep times: our methods, the options that make another claim, and the peers that can run here."""
+    """What the sweep times: our methods, options that make another claim, the peers that can run here, cuBLAS alone."""
     ours = [case for case in cases() if len(case.options) < 2 and dict(case.options).get("products") is None]
     peers = [Case("peers/cudnn", (("tf32", False),)), Case("peers/cudnn", (("tf32", True),)), Case("peers/jax_gpu")]
     found = ours + [case for case in peers if registry.find(case.method).available]
+    if registry.find("cupy_gpu/steps").available:
+        found.append(Case(gpu_cublas.METHOD))
     return [case for case in found if re.search(pattern, case.label)]
 
 
@@ -203,14 +208,18 @@ def earlier_checks() -> dict[str, Any]:
 
 
 def source_of(method: str) -> str:
-    return measure.source(method)
+    return gpu_cublas.source() if method == gpu_cublas.METHOD else measure.source(method)
 
 
 def start_child(case: Case, timeout_s: float) -> Child:
-    """A process for one method, which sees one GPU, and is ended when it does not answer in time."""
+    """A process for one method, which sees one GPU, and is ended when it does not answer in time.
+
+    CuPy compiles anew in each: its first call is compared with Numba's, which keeps nothing on disk either.
+    """
     options = dict(case.options)
-    environment = gpu_environment(0, tf32=bool(options.get("tf32")))
-    return Child(case.label, FACTORY, (case.method, options), machine.cores_allowed(), environment, timeout_s)
+    environment = gpu_environment(0, tf32=bool(options.get("tf32"))) | {"CUPY_CACHE_IN_MEMORY": "1"}
+    factory = CUBLAS if case.method == gpu_cublas.METHOD else FACTORY
+    return Child(case.label, factory, (case.method, options), machine.cores_allowed(), environment, timeout_s)
 
 
 # --- answers -----------------------------------------------------------------------------------------------------
@@ -509,7 +518,7 @@ class Contender:
             refused = self.child.ask("prepare", net)
             if not refused:
                 self.child.ask("load", folder)
-                for on_device in (True, False):
+                for on_device in (True,) if self.case.method == gpu_cublas.METHOD else (True, False):
                     found = self.child.ask("start", on_device)
                     refused = refused or found.get("refused", "")
                     if refused or not self._judged(found["error"]):
@@ -614,7 +623,9 @@ def still_due(point: Point, pattern: str, stored: Mapping[str, store.Measurement
     for case in contenders(pattern):
         old = stored.get(measure.key(point, case.label, 1), [None])[0]
         fresh = old and old.source == source_of(case.method) and old.status in ("ok", "unsupported")
-        if (again or not fresh) and expected(case, point) < LONGEST_S:
+        told = case.method != gpu_cublas.METHOD or point.B >= gpu_cublas.LARGE
+        told &= "blocks" not in dict(case.options) or point.B == 1  # how many blocks is asked of one sequence
+        if told and (again or not fresh) and expected(case, point) < LONGEST_S:
             due.append(case)
     return due
 
@@ -648,6 +659,8 @@ def compare(point: Point, here: list[Contender], rng: np.random.Generator, sessi
                 check = not large or number in (0, rounds - 1)
                 for index in rng.permutation(len(here)):
                     contender = here[index]
+                    if contender.status == "ok" and on_device not in contender.call_s:
+                        continue  # cuBLAS alone: its products know no NumPy arrays
                     slow = contender.call_s.get(on_device, 0.0) > LONGEST_S / 4 and number >= 3
                     if contender.status == "ok" and not slow and (number < 3 or session.left() > 10):
                         contender.sample(on_device, check)
@@ -666,7 +679,7 @@ def table(point: Point, here: Iterable[Contender]) -> str:
         if contender.status != "ok":
             lines.append(f"  {contender.case.label:44} {contender.status}: {contender.message[:120]}")
             continue
-        device, host = (1e6 * float(np.median(contender.seconds[kind])) / point.T for kind in (True, False))
+        device, host = (1e6 * float(np.median(contender.seconds[kind] or [np.nan])) / point.T for kind in (True, False))
         told = f"{device:9.3f} ({host:9.3f})  {contender.error:.1e}  {contender.message[:60]}"
         lines.append(f"  {contender.case.label:44} {told}")
     return "\n  ".join(lines)

@@ -158,7 +158,8 @@ def work(H: int, B: int, T: int = T_STEPS) -> Work:
 def predict(seen: Seen, method: str, H: int, B: int, transfers: bool = False, T: int = T_STEPS) -> float:
     """Predicted seconds a step of a method, which may carry options as results name them; NaN where there is none."""
     name, *options = method.split()
-    chosen = dict(option.split("=") for option in options)
+    pairs = (option.split("=") for option in options)
+    chosen = {option: int(value) if value.isdigit() else value for option, value in pairs}
     try:
         found = seen.model.predict(name, work(H, B, T), transfers, **chosen)
     except DoesNotFit:

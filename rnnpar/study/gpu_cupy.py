@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from rnnpar import model_gpu
 from rnnpar.kernels import cluster_plan
 from rnnpar.kernels.launch import DoesNotFit
-from rnnpar.study import gpu, plots, tell
+from rnnpar.study import gpu, gpu_cublas, plots, tell
 from rnnpar.study.gpu import Seen, predict, say, short_name, stamp, times
 from rnnpar.study.plots import BLUE, GREEN, ORANGE, QUIET, RED, SKY
 
@@ -33,58 +33,76 @@ PAIRS = {  # the same design in both libraries, by what it does: (backend, secti
 # --- clusters -----------------------------------------------------------------------------------------------------
 
 
-def cluster_steps(seen: Seen, H: int, B: int = 1, dtype: str = "float32") -> dict[int, float]:
-    """Predicted seconds of one step of the recurrence by the number of blocks of a cluster, where W fits."""
-    found = {}
-    for blocks in (size for size in cluster_plan.BLOCKS if size <= seen.device.cluster):
-        try:
-            found[blocks] = cluster_plan.plan(H, B, dtype, seen.device, blocks).seconds(seen.device, B)
-        except DoesNotFit:
-            continue
-    return found
+def cluster_steps(seen: Seen, H: int, B: int = 1, measured: bool = False) -> dict[int, float]:
+    """Seconds of a whole step by the number of blocks of a cluster, float32, where W fits: predicted or measured."""
+    blocks = [size for size in cluster_plan.BLOCKS if size <= seen.device.cluster]
+    names = {size: f"cupy_gpu/cluster blocks={size}" for size in blocks}
+    if measured:
+        found = times(seen)
+        return {size: found[name, H, B].value for size, name in names.items() if (name, H, B) in found}
+    steps = {size: predict(seen, name, H, B) for size, name in names.items()}
+    return {size: seconds for size, seconds in steps.items() if np.isfinite(seconds)}
+
+
+def blocks_measured(seen: Seen) -> bool:
+    """Whether a GPU ran clusters of several sizes."""
+    return any("blocks=" in name for name, *_ in times(seen))
 
 
 @plots.styled
 def cluster_sizes(seen: Seen, sizes: Sequence[int] = (64, 128, 256, 512, 1024)) -> Figure:
     """The time of a step against the blocks of a cluster, one line an H: more lanes, and a way between the blocks."""
+    measured = blocks_measured(seen)
     figure, (ax,) = plots.page(
         "How many blocks for one sequence?",
-        f"{short_name(seen.device)}, one sequence, float32: a step of W h, tanh and hand-over, by the launch plans.\n"
+        f"{short_name(seen.device)}, one sequence, float32, T = {gpu.T_STEPS}, U x, V h and softmax included. "
+        f"{'Lines: measured; dashed' if measured else 'Dashed'}: predicted.\n"
         "A line begins where W fits. One block needs no way to another; dotted: that way alone.",
-        f"{gpu.PREDICTED}: from the launch plans", [3.2], right=1.2,
+        seen.corner if measured else f"{gpu.PREDICTED}: from the launch plans", [3.2], right=1.2,
     )  # fmt: skip
     blocks = [size for size in cluster_plan.BLOCKS if size <= seen.device.cluster]
     plots.size_axis(ax, blocks, "blocks of the cluster")
     ends, values = [], []
     for H, colour in zip(sizes, COLOURS, strict=False):
-        line = {size: 1e6 * seconds for size, seconds in cluster_steps(seen, H).items()}
-        if not line:
-            continue
-        ax.plot(list(line), list(line.values()), color=colour, marker="o", ms=4.5, mec="white", mew=0.6)
-        ends.append((max(line), line[max(line)], f"H = {H:,}", colour))
-        values += line.values()
-    way = 1e6 * cluster_plan.exchange(2, 0) / seen.device.clock
+        lines = [{size: 1e6 * it for size, it in cluster_steps(seen, H, measured=kind).items()} for kind in (0, 1)]
+        for line, look in zip(lines, (dict(ls="--", ms=2.5), dict(ms=4.5, mec="white")), strict=True):
+            ax.plot(list(line), list(line.values()), color=colour, marker="o", mew=0.6, **look)
+            values += line.values()
+        last = lines[1] or lines[0]
+        if last:
+            ends.append((max(last), last[max(last)], f"H = {H:,}", colour))
+    if not values:
+        plots.nothing(ax, f"{short_name(seen.device)} has no clusters")
+        return figure
+    way = 1e6 * seen.rates.cluster
     ax.plot([2, blocks[-1]], [way, way], color=QUIET, ls=(0, (1, 1.5)), lw=1.3)
     low, high = min([way, *values]) / 1.4, max(values) * 1.4
     plots.log_axis(ax.yaxis, low, high)
     ax.set(ylim=(low, high), ylabel="time a step (µs)")
     plots.label_ends(ax, ends)
-    stamp(ax, False, (0.36, 0.97))  # plans, whatever a GPU measured
+    stamp(ax, measured, (0.36, 0.97))
     return figure
 
 
 def cluster_verdict(seen: Seen, sizes: Sequence[int] = (32, 64, 128, 192, 256, 384, 512, 768, 1024)) -> Markdown:
     """From which H on several blocks are better than one, and how many."""
-    best = {H: min(found, key=found.get) for H in sizes if (found := cluster_steps(seen, H))}
+    measured = blocks_measured(seen)
+    best = {H: min(found, key=found.get) for H in sizes if (found := cluster_steps(seen, H, measured=measured))}
+    if not best:
+        return tell.say(f"{short_name(seen.device)} has no clusters, so there is nothing to compare")
     alone = max((H for H, blocks in best.items() if blocks == 1), default=0)
     told = f"up to H = {alone:,} one block is enough" if alone else "several blocks are always better"
     most = max(best.values())
     first = min(H for H, blocks in best.items() if blocks == most)
-    largest = cluster_plan.largest_hidden_size("float32", seen.device, most)
-    half = cluster_plan.largest_hidden_size("bfloat16", seen.device, most)
-    return tell.say(
-        f"By the plans {told}; from H = {first:,} of those tried on the plans take {most}; and a cluster holds W up to "
-        f"H = {largest:,}, with bfloat16 weights {half:,}"
+    largest = cluster_plan.largest_hidden_size("float32", seen.device, seen.device.cluster)
+    half = cluster_plan.largest_hidden_size("bfloat16", seen.device, seen.device.cluster)
+    claim = "one block is best up to H = 128, and several above"
+    fared = {f"H = {H:,} ({blocks})": (blocks == 1) == (H <= 128) for H, blocks in best.items()} if measured else {}
+    return say(
+        measured,
+        f"{told}; from H = {first:,} of those tried on {most} are best; and by the plans a cluster holds W up to "
+        f"H = {largest:,}, with bfloat16 weights {half:,}",
+        tell.outcome(claim, fared),
     )
 
 
@@ -282,21 +300,32 @@ def replay_verdict(seen: Seen) -> Markdown:
     )
 
 
+def cublas_shares(seen: Seen, least: int = gpu_cublas.LARGE) -> dict[tuple[int, int], tuple[float, str]]:
+    """Time of cuBLAS's products alone over that of the fastest CuPy method with float32 weights, where both were
+    measured: (H, B) -> (share, method), for `least` sequences and more."""
+    found = times(seen)
+    shares = {}
+    for (name, H, B), alone in found.items():
+        methods = [method for method in tell.family("cupy_gpu") if (method, H, B) in found]
+        if name == gpu_cublas.METHOD and least <= B and methods:
+            best = min(methods, key=lambda method, H=H, B=B: found[method, H, B].value)
+            shares[H, B] = alone.value / found[best, H, B].value, best
+    return dict(sorted(shares.items()))
+
+
 def cublas_verdict(seen: Seen, least: float = 0.95) -> Markdown:
-    """How near large products of the recurrence come to the device's rate, where the batch is 256 or more."""
-    claim = f"with 256 sequences or more the products reach {plots.percent(least)} of cuBLAS's rate"
-    found = {
-        (H, B): 6.0 * B * H * H / value.value / seen.rates.flops
-        for (name, H, B), value in times(seen).items()
-        if name == "cupy_gpu/steps" and B >= 256
-    }
-    if not found:
-        return tell.say("No GPU has run these sizes yet, so there is no verdict", tell.outcome(claim, {}))
-    best = max(found, key=found.get)
+    """How near a whole forward pass comes to the products of cuBLAS that it consists of, where the batch is large."""
+    claim = f"with {gpu_cublas.LARGE} sequences or more the products run at {plots.percent(least)} of cuBLAS's rate"
+    shares = cublas_shares(seen)
+    if not shares:
+        return tell.say("No GPU has run these sizes beside cuBLAS yet, so there is no verdict", tell.outcome(claim, {}))
+    best = max(shares, key=shares.get)
+    told = {f"H = {H:,}, B = {B} ({plots.percent(share)})": share >= least for (H, B), (share, _) in shares.items()}
     return say(
         True,
-        f"cupy_gpu/steps, whose products are cuBLAS's own, reaches {plots.percent(found[best])} of the device's rate "
-        f"at H = {best[0]:,}, B = {best[1]}, with sums, tanh and softmax in the time",
+        f"the fastest CuPy method runs at {plots.percent(shares[best][0])} of the rate of cuBLAS's products alone at "
+        f"best ({shares[best][1]} at H = {best[0]:,}, B = {best[1]}), with sums, tanh and softmax in its time",
+        tell.outcome(claim, told),
     )
 
 

@@ -6,6 +6,7 @@ graph is recorded and replayed. What is not: a device, its memory, streams that 
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -50,6 +51,28 @@ class Stream:
         assert Stream.recording is None, "synchronised while a stream records"
 
 
+class Event:
+    """An event of the GPU's clock, here the CPU's. `late`: how often the GPU has nothing left to do at once."""
+
+    late = 0
+
+    def record(self) -> None:
+        self.seconds = time.perf_counter()
+
+    def synchronize(self) -> None:
+        assert self.seconds
+
+    @property
+    def done(self) -> bool:
+        Event.late -= 1
+        return Event.late >= 0
+
+
+def get_elapsed_time(begin: Event, end: Event) -> float:
+    """Milliseconds, as there."""
+    return 1e3 * (end.seconds - begin.seconds)
+
+
 class Device:
     def __init__(self, number: int):
         pass
@@ -90,6 +113,8 @@ class RawKernel:
 class FakeCupy:
     """The module. Array functions are NumPy's; those that use cuBLAS are refused while a stream records, as there."""
 
+    __version__ = "0 (fake)"
+
     def __init__(self, seed: int = 0, sanitize: bool = False):
         self.seed, self.sanitize = seed, sanitize
         self.launches: list[tuple] = []
@@ -97,6 +122,8 @@ class FakeCupy:
         self.cuda = SimpleNamespace(
             Device=Device,
             Stream=Stream,
+            Event=Event,
+            get_elapsed_time=get_elapsed_time,
             get_current_stream=Stream,
             compiler=SimpleNamespace(CompileException=CompileException),
             driver=SimpleNamespace(funcSetAttribute=self.set_attribute),

@@ -17,6 +17,8 @@ from functools import cache
 from pathlib import Path
 
 NVCC = shutil.which("nvcc")
+PTXAS = shutil.which("ptxas") or (NVCC and shutil.which("ptxas", path=str(Path(NVCC).resolve().parent)))
+WHY_NO_NVCC = "" if NVCC and PTXAS else f"no {'ptxas' if NVCC else 'nvcc'} in PATH: install a CUDA toolkit"
 
 
 class DoesNotCompile(RuntimeError):
@@ -50,7 +52,7 @@ def compile_with_nvcc(text: str, options: Sequence[str], capability: int, folder
     source.write_text(text)
     for command in (
         [NVCC, "-ptx", f"-arch=compute_{capability}", *options, str(source), "-o", str(ptx)],
-        ["ptxas", "-v", f"-arch=sm_{capability}", str(ptx), "-o", str(folder / "kernel.cubin")],
+        [PTXAS, "-v", f"-arch=sm_{capability}", str(ptx), "-o", str(folder / "kernel.cubin")],
     ):
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         if done.returncode:

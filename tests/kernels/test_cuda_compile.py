@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from rnnpar.kernels import cluster_plan, cuda_source
@@ -9,7 +13,7 @@ from rnnpar.kernels.launch import H100, blocks_that_fit
 from tests.kernels import nvcc
 
 COMPILERS = [
-    pytest.param("nvcc", marks=pytest.mark.skipif(nvcc.NVCC is None, reason="no nvcc: install a CUDA toolkit")),
+    pytest.param("nvcc", marks=pytest.mark.skipif(bool(nvcc.WHY_NO_NVCC), reason=nvcc.WHY_NO_NVCC)),
     pytest.param(
         "nvrtc", marks=pytest.mark.skipif(nvcc.nvrtc() is None, reason="no NVRTC: pip install nvidia-cuda-nvrtc")
     ),
@@ -67,6 +71,15 @@ def test_clusters_keep_their_weights_in_registers(compiler, tmp_path):
 
 
 @pytest.mark.parametrize("compiler", COMPILERS)
+def test_the_hand_over_compiles_to_messages_and_no_barrier_in_its_loop(compiler, tmp_path):
+    got = compiled(compiler, "hand_over", 90, tmp_path, CLUSTER=16)
+    assert got.spilled == 0
+    assert ".reqnctapercluster 16" in got.ptx
+    assert "st.async" in got.ptx
+    assert got.ptx.count("barrier.cluster.arrive") == 1
+
+
+@pytest.mark.parametrize("compiler", COMPILERS)
 def test_clusters_do_not_compile_for_older_cards(compiler, tmp_path):
     with pytest.raises(nvcc.DoesNotCompile, match="cluster"):
         compiled(compiler, "cluster", 80, tmp_path, CLUSTER=2, ROWS=16, SEQUENCES=1, SPILLED=0)
@@ -83,6 +96,10 @@ def test_a_compile_error_is_shown_with_its_line(compiler, tmp_path):
     assert "\n    const int KEPT = CHUNKS - SPILLED;" in told
 
 
-def test_both_compilers_are_known_to_this_test():
-    """What was skipped is said by the two marks above; on a machine with neither, nothing here has been checked."""
-    assert {"nvcc", "nvrtc"} == {parameter.values[0] for parameter in COMPILERS}
+def test_a_compiler_that_is_not_here_is_skipped_with_its_reason():
+    """These tests once more where PATH has no nvcc: what is left out is said, and NVRTC is not left out with it."""
+    command = [sys.executable, "-m", "pytest", __file__, "-k", "hand_over", "-n", "0", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, env=os.environ | {"PATH": ""}, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no nvcc in PATH: install a CUDA toolkit" in done.stdout
+    assert ("1 passed, 1 skipped" in done.stdout) == (nvcc.nvrtc() is not None)

@@ -20,7 +20,7 @@ SEEDS = (0, 1, 2)
 CLUSTERS = {  # dtype, H, B, blocks, sequences, split, spilled: one of each kind of way through the kernels
     "one block": ("float32", 20, 2, 1, 1, 8, 0),
     "two blocks": ("float32", 24, 2, 2, 2, 8, 0),
-    "four blocks, a full slice, weights in shared memory": ("float32", 28, 11, 4, 8, 8, 1),
+    "four blocks, a full slice, half of the weights in shared memory": ("float32", 36, 11, 4, 8, 8, 1),
     "sixteen blocks": ("float32", 64, 4, 16, 4, 8, 0),
     "tensor cores, one block": ("bfloat16", 20, 2, 1, 2, 2, 0),
     "tensor cores, two blocks, terms together": ("bfloat16", 32, 1, 2, 1, 2, 0),
@@ -148,6 +148,31 @@ def test_the_removals_cover_every_barrier_and_wait():
 @pytest.mark.parametrize("kind", ["two blocks", "tensor cores, sixteen sequences"])
 def test_wrong_phases_and_buffers_are_found(kind, change):
     assert found_wrong(lambda seed: run_cluster(kind, seed=seed, change=[change])[0])
+
+
+# --- the hand-over alone ------------------------------------------------------------------------------------------
+
+
+def run_hand_over(blocks, count, seed=0, remove=(), clusters=2):
+    """The largest difference from what each lane must have: what began at the other end or here, plus the rounds."""
+    program = cuda_on_cpu.build("hand_over", "rnn_hand_over", cuda_source.options(dict(CLUSTER=blocks)))
+    last = np.full((clusters, blocks, blocks), -1, np.int32)
+    program.launch((clusters * blocks,), (32,), [last, count], 128 + 2 * 16 * blocks, seed, remove)
+    began = np.arange(blocks * blocks).reshape(blocks, blocks)
+    return abs(last - count - (began.T if count % 2 else began)).max(), program
+
+
+@pytest.mark.parametrize("blocks", [2, 8, 16])
+def test_hand_overs_follow_each_other(blocks):
+    for count in (0, 1, 2, 7):
+        assert all(run_hand_over(blocks, count, seed)[0] == 0 for seed in SEEDS), count
+
+
+def test_every_wait_of_the_hand_over_is_needed():
+    points = cuda_on_cpu.points("hand_over")
+    assert set(run_hand_over(8, 7, 1)[1].used) == set(points)
+    for line in points:
+        assert found_wrong(lambda seed, line=line: run_hand_over(8, 7, seed, [line])[0]), points[line]
 
 
 # --- step ---------------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,7 @@ pytest.importorskip("greenlet", reason="pip install greenlet")
 from rnnpar.kernels import gpu_probe, launch
 from rnnpar.study import gpu_checks
 from tests import executor
+from tests.kernels import cuda_on_cpu, fake_cupy
 
 
 @pytest.fixture
@@ -101,6 +104,18 @@ def test_repetitions_and_bytes_are_differences(monkeypatch):
 
     assert gpu_probe.each(run, lambda: None, 10, 30) == pytest.approx(0.25)
     assert gpu_probe.line(run, lambda: None, 8, 1000) == pytest.approx((5.0, 0.25))
+
+
+@pytest.mark.skipif(bool(cuda_on_cpu.WHY_NOT), reason=cuda_on_cpu.WHY_NOT)
+def test_a_hand_over_within_a_cluster_is_the_one_that_the_method_makes(gpu, monkeypatch):
+    """The whole probe, its kernel on the other executor: messages, and not a barrier of the cluster."""
+    cupy = fake_cupy.FakeCupy(seed=1)
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    counts = []
+    monkeypatch.setattr(gpu_probe, "each", lambda run, wait, few, many: [counts.append(n) or run(n) for n in (2, 5)])
+    gpu_probe.cluster(gpu)
+    assert counts == [2, 5]
+    assert cupy.launches == [("rnn_hand_over", (8,), (32,))] * 2
 
 
 def test_what_is_measured_is_what_the_model_takes(gpu):

@@ -90,6 +90,20 @@ def test_options_are_cases_of_their_own(here):
     assert [case.bound for case in check_gpu.cases("good( dtype|$)")][:2] == [1e-5, 3e-2]
 
 
+def test_clusters_are_tried_with_every_number_of_blocks_and_timed_so_with_one_sequence(here, monkeypatch):
+    def cluster(net, dtype: str = "float32", device: int = 0, blocks: int | None = None):
+        return fake_gpu.Forward(net)
+
+    fake_gpu.install((fake_gpu.row("cupy_gpu/cluster", cluster),), monkeypatch.setattr)
+    labels = [case.label for case in check_gpu.cases("cluster")]
+    for blocks in (1, 2, 4, 8, 16):
+        assert f"cupy_gpu/cluster blocks={blocks}" in labels
+        assert f"cupy_gpu/cluster dtype=bfloat16 blocks={blocks}" in labels
+    for B, count in ((1, 5), (2, 0)):
+        due = check_gpu.still_due(check_gpu.point_of((8, B)), "cluster", {}, False)
+        assert sum("blocks" in case.label for case in due) == count
+
+
 @pytest.mark.parametrize(
     ("method", "words"),
     [
@@ -249,6 +263,11 @@ def test_the_hardwares_checks_run_apart(here):
     assert check_gpu.in_child("tests.fake_gpu:looks_fine", ("fences",), 30) == "fences: nothing unusual"
     with pytest.raises(RuntimeError, match="3 of 10 messages were stale"):
         check_gpu.in_child("tests.fake_gpu:finds_fault", ("fences",), 30)
+
+
+def test_first_calls_compile_in_both_libraries(here):
+    """A kernel that CuPy had kept on disk would make its first call look fast."""
+    assert check_gpu.in_child("os:getenv", ("CUPY_CACHE_IN_MEMORY",), 30) == "1"
 
 
 def test_a_fault_of_the_hardware_is_named(here, capsys):
