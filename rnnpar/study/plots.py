@@ -805,8 +805,8 @@ def bits(table: pd.DataFrame, machine: str = "", date: str = "") -> Figure:
     for name, place in zip(networks, places, strict=True):
         if name in oracle:
             left.axvline(oracle[name], color=colours[name], ls=(0, (4, 2)), lw=1.1)
-            left.annotate(f"{name}\n{oracle[name]:.4f}", (oracle[name], 1), (place, 6), size=8, ha="center", va="bottom",
-                          color=_ink(colours[name]), xycoords=("data", "axes fraction"),
+            left.annotate(f"{name}\n{oracle[name]:.4f}", (oracle[name], 1), (place, 6), size=8, ha="center",
+                          va="bottom", color=_ink(colours[name]), xycoords=("data", "axes fraction"),
                           textcoords=("axes fraction", "offset points"),
                           arrowprops=dict(arrowstyle="-", color=colours[name], lw=0.8, alpha=0.6))  # fmt: skip
     errors = 1e6 * good["error"].clip(lower=1e-9)
