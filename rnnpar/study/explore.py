@@ -432,7 +432,7 @@ class Explorer:
         menus = [self.method, self.other, self.axis, self.missing]
         controls = [widgets.VBox(list(self.sliders.values())), widgets.VBox(menus)]
         self.box = widgets.VBox([
-            widgets.HBox(controls, layout=row),
+            widgets.HBox(controls, layout=widgets.Layout(flex_flow="row wrap", align_items="flex-start")),
             widgets.HBox([self.measure_button, self.stop_button, self.progress, self.status], layout=row),
             self.chart, self.answer, self.lanes, self.shares,
             widgets.HTML("<h3>Paste your sizes</h3>"), *self._advice(),
