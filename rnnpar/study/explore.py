@@ -41,6 +41,7 @@ SETTLE_S = 0.5  # a slider that has rested for so long is worth a measurement
 LONG_S = 8.0  # predicted measurements longer than this wait for the button
 BUSY = 5  # times the prediction: so far off, the machine is rather busy than the model wrong
 NONE = "none"
+SHARING = ("threads", "in_time", "mpi")  # backends that take threads or ranks
 COLOURS = ("#56b4e9", "#0072b2", "#009e73", "#e69f00")  # of U x, W h, V h and waiting
 HATCHES = ("", "", "", "////")  # waiting is told apart without colours, too
 
@@ -102,8 +103,8 @@ class Setting:
         return replace(self, **{axis: size})
 
     def threads_of(self, method: str) -> int:
-        """The threads that a method uses: one, unless it takes an option."""
-        return self.threads if method.startswith("threads/") else 1
+        """The threads or ranks that a method uses: one, unless it shares its work among them."""
+        return self.threads if method.partition("/")[0] in SHARING else 1
 
     def key(self, method: str) -> tuple:
         """What tells a measured point from the others."""
@@ -183,6 +184,20 @@ def _comparison(setting: Setting, results: Results) -> list[str]:
     factor = second.over(first)
     noise = " (within the noise)" if factor.low <= 1 <= factor.high else ""
     return [f"<b>{one} is {plots.ratio(factor.value)} times as fast as {other}{noise}.</b>"]
+
+
+def not_here(reasons: Mapping[str, str]) -> str:
+    """Which methods cannot run here, and why not, in HTML that opens on a click; empty where all can."""
+    if not reasons:
+        return ""
+    methods: dict[str, list[str]] = {}
+    for method, reason in reasons.items():
+        methods.setdefault(reason, []).append(f"<code>{method}</code>")
+    lines = "".join(f"<li>{', '.join(names)}: {html.escape(reason)}</li>" for reason, names in methods.items())
+    style = "max-width:30em;line-height:1.4;white-space:normal"
+    return (
+        f'<details style="{style}"><summary>{len(reasons)} methods do not run here</summary><ul>{lines}</ul></details>'
+    )
 
 
 # --- pictures --------------------------------------------------------------------------------------------------------
@@ -390,9 +405,10 @@ class Explorer:
             for name, sizes in SIZES.items()
         }  # fmt: skip
         self.sliders["threads"] = widgets.SelectionSlider(
-            options=list(range(1, cores + 1)), value=cores, description="threads", **slider
+            options=list(range(1, cores + 1)), value=cores, description="threads or ranks", **slider
         )
-        names = [method.name for method in registry.methods() if method.available and method.backend in SHOWN]
+        shown = [method for method in registry.methods() if method.backend in SHOWN]
+        names = [method.name for method in shown if method.available]
         menu = dict(layout=widgets.Layout(width="24em", max_width="100%"), style=WIDE)
         first = "threads/rows" if cores > 1 else "serial/compiled"
         second = "serial/compiled" if cores > 1 else "serial/hoisted"
@@ -412,9 +428,11 @@ class Explorer:
         self.measure_button.on_click(lambda button: self.measure())
         self.stop_button.on_click(lambda button: self.stop())
         row = widgets.Layout(flex_flow="row wrap", align_items="center")
-        controls = [widgets.VBox(list(self.sliders.values())), widgets.VBox([self.method, self.other, self.axis])]
+        self.missing = widgets.HTML(not_here({method.name: method.why_not for method in shown if method.why_not}))
+        menus = [self.method, self.other, self.axis, self.missing]
+        controls = [widgets.VBox(list(self.sliders.values())), widgets.VBox(menus)]
         self.box = widgets.VBox([
-            widgets.HBox(controls, layout=row),
+            widgets.HBox(controls, layout=widgets.Layout(flex_flow="row wrap", align_items="flex-start")),
             widgets.HBox([self.measure_button, self.stop_button, self.progress, self.status], layout=row),
             self.chart, self.answer, self.lanes, self.shares,
             widgets.HTML("<h3>Paste your sizes</h3>"), *self._advice(),
@@ -566,4 +584,4 @@ class Explorer:
 
 
 WIDE = {"description_width": "9em"}
-SHOWN = ("serial", "threads")
+SHOWN = ("serial", "threads", "in_time", "mpi", "numba_cuda", "cupy_gpu")  # libraries race in chapter 08, each alone

@@ -15,6 +15,7 @@ import math
 import os
 import pickle
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -61,8 +62,11 @@ class Message:
 
 
 def options(method: str, threads: int) -> dict[str, Any]:
-    """The options to prepare a method with: its threads, if it takes any."""
-    return {"threads": threads} if "threads" in registry.find(method).options() else {}
+    """The options to prepare a method with: its threads, if it takes any, or as many ranks of one thread each."""
+    takes = registry.find(method).options()
+    if "ranks" in takes:
+        return {"ranks": threads, "threads": 1}
+    return {"threads": threads} if "threads" in takes else {}
 
 
 def bytes_needed(point: Point) -> float:
@@ -121,7 +125,7 @@ def serve(jobs: BinaryIO, messages: BinaryIO) -> None:
 def run(number: int, job: Job) -> Iterator[Message]:
     """Do a job; yields its messages, and may be left off after any of them."""
     from rnnpar.reference import reference
-    from rnnpar.study.measure import Problem, Trial, build
+    from rnnpar.study.measure import APART, Problem, Trial, build
 
     if job.peaks:
         yield Message(number, "progress", "measuring this machine's peaks, once: some 20 seconds")
@@ -148,9 +152,10 @@ def run(number: int, job: Job) -> Iterator[Message]:
             yield progress(f"preparing {trial.method}; its first call compiles")
             trial.start(problem, SAMPLES, BUDGET_S, LIMIT_S)
         rng = np.random.default_rng()
+        apart = any(registry.find(method).backend in APART for method in job.methods)
         while due := [trial for trial in trials if trial.rounds]:
             for index in rng.permutation(len(due)):
-                due[index].sample(problem)
+                due[index].sample(problem, apart)
                 yield progress(f"measuring {due[index].method}")
     finally:
         for trial in trials:
@@ -259,7 +264,7 @@ class Bench:
     def _kill(self) -> None:
         process, self._process = self._process, None
         if process is not None:
-            process.kill()
+            _end(process)
             process.wait()
             with suppress(OSError):
                 process.stdin.close()
@@ -283,10 +288,18 @@ class Bench:
             if died:
                 self.busy = False
         if died:
-            process.kill()
+            _end(process)
             code = process.wait()
             self.report(Message(self.number, "error", f"The measuring process died ({_cause(code)})."))
             self.report(Message(self.number, "end"))
+
+
+def _end(process: subprocess.Popen) -> None:
+    """Kill a process and the ranks that it has started; where there are no process groups they end by themselves."""
+    with suppress(OSError):
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)  # it leads a session of its own, and so a group
+    process.kill()
 
 
 def _cause(code: int) -> str:
@@ -296,12 +309,17 @@ def _cause(code: int) -> str:
 
 
 def seconds_expected(costs: model.Model | None, job: Job) -> float:
-    """Seconds that a job takes by the model, but for compiling; NaN where the model cannot tell."""
+    """Seconds that a job takes by the model, but for compiling; NaN where there is no model.
+
+    A method that the model knows nothing of counts as `serial/compiled`.
+    """
     if costs is None:
         return math.nan
     point = job.point
     work = model.Work(T=point.T, B=point.B, I=point.I, H=point.H, O=point.O, layers=point.layers)
+    plain = costs.predict("serial/compiled", work)
     calls = [costs.predict(method, work, job.threads) for method in job.methods]
+    calls = [call if math.isfinite(call) else plain for call in calls]
     oracle = 3 * costs.predict("serial/hoisted", work)  # in double precision, a step at a time
     return oracle + sum(3 * call + min(BUDGET_S, SAMPLES * call) for call in calls)
 

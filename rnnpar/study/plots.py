@@ -786,7 +786,7 @@ def bits(table: pd.DataFrame, machine: str = "", date: str = "") -> Figure:
         "Bits per character, and error to the oracle",
         "Left: bits per character on held-out text, the dashed lines are the float64 oracle's. Right: relative error\n"
         "to the oracle in millionths, against the bound that every timed point must keep.",
-        corner, 0.33 * max(len(methods), 3) + 0.1,
+        corner, 0.33 * max(len(methods), 3) + 0.1, left=1.7,
     )  # fmt: skip
     if not methods:
         nothing(left)
@@ -805,8 +805,9 @@ def bits(table: pd.DataFrame, machine: str = "", date: str = "") -> Figure:
     for name, place in zip(networks, places, strict=True):
         if name in oracle:
             left.axvline(oracle[name], color=colours[name], ls=(0, (4, 2)), lw=1.1)
-            left.annotate(f"{name}\n{oracle[name]:.4f}", (oracle[name], 1), (place, 1.05), size=8, ha="center",
-                          color=_ink(colours[name]), xycoords=("data", "axes fraction"), textcoords="axes fraction",
+            left.annotate(f"{name}\n{oracle[name]:.4f}", (oracle[name], 1), (place, 6), size=8, ha="center",
+                          va="bottom", color=_ink(colours[name]), xycoords=("data", "axes fraction"),
+                          textcoords=("axes fraction", "offset points"),
                           arrowprops=dict(arrowstyle="-", color=colours[name], lw=0.8, alpha=0.6))  # fmt: skip
     errors = 1e6 * good["error"].clip(lower=1e-9)
     least, most = min([0.03, *errors]) / 1.6, max([BOUND * 1e6 * 2, *errors]) * 1.3

@@ -59,10 +59,16 @@ STYLE = """\
 .cell_output img, .body-figure { background: white; border-radius: 6px; max-width: 100%; height: auto; }
 .cell_output table, article table { display: block; overflow-x: auto; }
 .cell_output pre, .highlight pre { overflow-x: auto; }
+/* Tables of numbers: a line a row, however narrow the page; they scroll. */
+table.dataframe { border: 0; border-collapse: collapse; font-size: 90%; }
+table.dataframe td, table.dataframe th { border: 0; border-bottom: 1px solid var(--color-background-border);
+  padding: 0.2rem 0.6rem; text-align: right; white-space: nowrap; }
 /* Squeezed into a phone, a figure's words could not be read: there it keeps its size and scrolls. */
 @media (max-width: 46em) {
   .cell_output:has(img), .figure-box { overflow-x: auto; }
   .cell_output img, .body-figure { max-width: none; width: 640px !important; }
+  .cell_output:has(img)::after, .figure-box::after { content: "the figure goes on to the right \\2192";
+    position: sticky; left: 0; font-size: 80%; color: var(--color-foreground-secondary); }
 }
 """
 
@@ -200,7 +206,8 @@ def front(found: Iterable[Page], names: set[str], to: Path) -> str:
         )
     head = relink(head, "README.md", names, to / "_extra")
     lines = [f"- {numbered(page)}[{page.title}]({page.name}.ipynb)" for page in found]
-    toctree = ["```{toctree}", ":hidden:", "", *(page.name for page in found), "```"]
+    entries = [f"{numbered(page)}{page.title} <{page.name}>" for page in found]
+    toctree = ["```{toctree}", ":hidden:", "", *entries, "```"]
     return "\n".join([head.rstrip(), "", "## Chapters", "", *lines, "", *toctree, ""])
 
 

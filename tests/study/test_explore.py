@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import time
 
 import numpy as np
 import pytest
 
-from rnnpar import model
+from rnnpar import model, registry
 from rnnpar.kernels.trace import STEPS, WAIT, Span, Trace
 from rnnpar.study import explore, live, plots, tell
 from rnnpar.study.explore import Explorer, Measured, Setting
@@ -200,3 +201,21 @@ def test_compare_with_itself_is_one_method(explorer):
     explorer.other.value = explore.NONE
     assert len(explorer.setting.methods) == 1
     assert np.isfinite(live.seconds_expected(explorer.costs, explorer.job()))
+
+
+def test_every_method_is_offered_or_said_why_not(explorer):
+    for method in registry.methods():
+        if method.backend != "peers":
+            said = method.name in explorer.missing.value
+            assert (method.name in explorer.method.options) == method.available != said
+            assert html.escape(method.why_not) in explorer.missing.value
+    assert explore.not_here({}) == ""
+    said = explore.not_here({"a/one": "no <GPU>", "a/two": "no <GPU>"})
+    assert "2 methods" in said
+    assert "<code>a/one</code>, <code>a/two</code>: no &lt;GPU&gt;" in said
+
+
+def test_methods_that_share_their_work_take_the_slider():
+    setting = Setting(threads=2)
+    taken = {method: setting.threads_of(method) for method in ("in_time/segments", "mpi/rows", "serial/compiled")}
+    assert taken == {"in_time/segments": 2, "mpi/rows": 2, "serial/compiled": 1}

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from rnnpar import model
+from rnnpar import model, registry
 from rnnpar.study import live, tell
 from rnnpar.study.live import Bench, Job, Message
 from rnnpar.study.measure import Point
@@ -27,6 +27,24 @@ def test_a_job_from_beginning_to_end():
     rows = next(message.data for message in messages if message.kind == "rows")
     assert {row.status for row in rows} == {"ok"}
     assert rows[0].error < 1e-5
+
+
+def test_time_and_ranks_are_measured_too():
+    assert live.options("in_time/segments", 2) == {"threads": 2}
+    assert live.options("serial/naive", 2) == {}
+    methods = ["in_time/segments"]
+    if registry.find("mpi/rows").available:
+        assert live.options("mpi/rows", 2) == {"ranks": 2, "threads": 1}
+        methods.append("mpi/rows")
+    rows = [message.data for message in live.run(1, Job(SMALL, tuple(methods), 2)) if message.kind == "rows"]
+    assert [(data[0].method, data[0].threads, data[-1].status) for data in rows] == [(m, 2, "ok") for m in methods]
+
+
+def test_what_the_model_does_not_know_is_not_free():
+    costs = tell.cost_model(tell.store.machines()[0])
+    one, other = (live.seconds_expected(costs, Job(Point("random", 2048, 2048, 2048, 1024, 256), (method,), 1))
+                  for method in ("mpi/rows", "serial/compiled"))  # fmt: skip
+    assert one == other > 10
 
 
 def test_sizes_that_do_not_fit_are_not_tried():

@@ -298,6 +298,20 @@ def test_labels_move_apart_and_keep_their_order(wanted: list[float]) -> None:
     assert all(places[b] - places[a] >= 0.1 - 1e-9 for a, b in pairwise(in_order))
 
 
+def test_many_methods_and_their_networks_are_not_cut() -> None:
+    many = [*plots.LOOKS][:22]  # with the GPU's, whose names are the longest
+    rows = [dict(network=f"net-{n}", method=method, bits=1.6 + n / 10, oracle=1.6 + n / 10, error=1e-7,
+                 status="unsupported" if "cu" in method else "ok") for method in many for n in range(3)]  # fmt: skip
+    figure = plots.bits(pd.DataFrame(rows))
+    figure.canvas.draw()
+    left = figure.axes[0]
+    assert [tick.get_text() for tick in left.get_yticklabels() if tick.get_window_extent().x0 < 0] == []
+    above = min(text.get_window_extent().y0 for text in figure.texts[:2])  # title and subtitle
+    heads = [text for text in left.texts if text.get_text().startswith("net-")]
+    assert len(heads) == 3
+    assert all(head.get_window_extent().y1 < above for head in heads)
+
+
 def test_labels_at_line_ends_do_not_touch() -> None:
     for axis in "HTB":
         figure = plots.step_time(synthetic(), axis)

@@ -13,6 +13,7 @@ import psutil
 import pytest
 from playwright.sync_api import Page, expect
 
+from rnnpar import registry
 from tests.ui.conftest import ROOT, SHOTS, Lab, lab_environment
 
 ALL_MS = 100_000
@@ -111,6 +112,21 @@ def test_explore_answers_a_slider_and_measures(explore: Page):
     assert source(explore) != before
     assert took < 2_000  # 300 on a quiet machine; this one may be busy
     expect(explore.get_by_text("hidden size H").first).to_be_visible()
+
+
+def test_explore_offers_all_methods_and_says_why_not(explore: Page):
+    expect(explore.get_by_role("status")).to_have_text("measured", timeout=ALL_MS)
+    menu = explore.locator(".widget-dropdown", has_text="method").locator("select")
+    offered = set(menu.locator("option").all_inner_texts())
+    methods = [method for method in registry.methods() if method.backend != "peers"]
+    assert offered == {method.name for method in methods if method.available}
+    missing = [method for method in methods if not method.available]
+    if missing:
+        explore.get_by_text(f"{len(missing)} methods do not run here").click()
+        expect(explore.get_by_text(missing[0].why_not)).to_be_visible()
+    menu.select_option("in_time/segments")
+    expect(explore.get_by_text("in_time/segments is ")).to_be_visible(timeout=ALL_MS)
+    explore.screenshot(path=SHOTS / "lab_explore_methods.png")
 
 
 def test_explore_stops_a_run(explore: Page):

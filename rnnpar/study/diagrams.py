@@ -1,0 +1,170 @@
+"""Drawings of ideas, in the style of the figures: a pipeline, rows in caches, messages of a cluster, a scan.
+
+Nothing in them is measured, and they say so in the corner. `plots.dependency_graph` is the first of the family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, Rectangle
+
+from rnnpar.study.plots import BLUE, GREEN, INK, ORANGE, PINK, QUIET, RED, page, styled
+
+CORNER = "a drawing: nothing here is measured"
+OWNERS = (BLUE, ORANGE, GREEN, PINK)  # of four threads or blocks
+
+
+def _canvas(title: str, subtitle: str, inches: float, width: float, height: float) -> tuple[Figure, Axes]:
+    """A page with one empty panel of these inches, `width` by `height` in the drawing's own units, y downwards."""
+    figure, (ax,) = page(title, subtitle, CORNER, [inches], right=0.12, left=0.12, foot=0.3)
+    ax.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+    return figure, ax
+
+
+def _pale(colour: str, much: float = 0.35) -> tuple[float, ...]:
+    """A colour mixed with white, light enough for dark words on it."""
+    return tuple(1 - much * (1 - part) for part in to_rgb(colour))
+
+
+def _box(ax: Axes, x: float, y: float, wide: float, high: float, colour: str, text: str = "", size: float = 8.5,
+         much: float = 0.35) -> None:  # fmt: skip
+    ax.add_patch(Rectangle((x, y), wide, high, fc=_pale(colour, much), ec=colour, lw=1, zorder=2))
+    ax.text(x + wide / 2, y + high / 2, text, size=size, color=INK, ha="center", va="center", zorder=3, linespacing=1.3)
+
+
+def _arrow(ax: Axes, tail: Sequence[float], head: Sequence[float], colour: str = QUIET, wide: float = 1.2,
+           bend: float = 0.0) -> None:  # fmt: skip
+    ax.add_patch(FancyArrowPatch(tail, head, arrowstyle="-|>", mutation_scale=9, color=colour, lw=wide, zorder=4,
+                                 shrinkA=0, shrinkB=0, connectionstyle=f"arc3,rad={bend}"))  # fmt: skip
+
+
+@styled
+def wavefront(layers: int = 2, chunks: int = 6) -> Figure:
+    """The stages of stacked layers over time: which chunk each of them has in hand, and where the pipeline is full."""
+    stages = [(f"layer {n + 1}: {word}", colour) for n in range(layers) for word, colour in
+              (("U x", BLUE), ("W h, tanh", RED))] + [("output: V h, softmax", GREEN)]  # fmt: skip
+    slots = len(stages) + chunks - 1
+    figure, ax = _canvas(
+        "A wavefront: every stage a chunk behind the one above it",
+        "A number is a chunk of time steps. A box needs the one with its number in the row above;\n"
+        "in a red row it needs the box before it, too.",
+        0.42 * len(stages) + 0.75, slots + 3.2, len(stages) + 1.7,
+    )  # fmt: skip
+    ax.text(3.1, 0.45, "time →", size=8.5, color=QUIET, va="center")
+    full = range(len(stages) - 1, chunks)  # the slots in which no stage idles
+    if full:
+        ax.add_patch(Rectangle((3.1 + full[0], 0.8), len(full), len(stages) + 0.1, fc="#f1f3f4", ec="none", zorder=0))
+    for row, (name, colour) in enumerate(stages):
+        ax.text(3.0, row + 1.35, name, size=8.5, color=INK, ha="right", va="center")
+        for chunk in range(chunks):
+            x = 3.14 + row + chunk
+            _box(ax, x, row + 0.98, 0.92, 0.74, colour, str(chunk + 1), much=0.6 if row + chunk in full else 0.3)
+            if chunk and colour == RED:
+                _arrow(ax, (x - 0.18, row + 1.35), (x + 0.14, row + 1.35), RED, 1.8)
+            if row and chunk == 0:
+                _arrow(ax, (x - 0.3, row + 0.62), (x + 0.08, row + 1.04))
+    below = len(stages) + 1.3
+    ax.text(3.1, below, "fills: some have nothing to do yet", size=8, color=QUIET, va="center")
+    ax.text(3.1 + (full[0] if full else 0), below, "full", size=8, color=INK, va="center", weight="bold")
+    ax.text(3.1 + slots, below, "drains", size=8, color=QUIET, va="center", ha="right")
+    return figure
+
+
+@styled
+def rows_over_caches(cores: int = 4) -> Figure:
+    """W cut into bands of rows, each in the cache of the core that owns it; h goes to all, and all meet."""
+    figure, ax = _canvas(
+        "Rows over caches: each core keeps its share of W",
+        "W is read in every step, and never moves: each band stays in the cache nearest to its reader.\n"
+        "Only h travels.",
+        3.3, 12.0, 7.2,
+    )  # fmt: skip
+    _box(ax, 3.4, 0.3, 8.4, 0.75, QUIET, "h[t-1], all of it, to every core", much=0.18)
+    ax.text(1.3, 0.68, "W, by rows", size=8.5, color=INK, ha="center", va="center", weight="bold")
+    wide = 8.4 / cores
+    for core in range(cores):
+        colour, x = OWNERS[core % len(OWNERS)], 3.4 + core * wide
+        _box(ax, 0.3, 1.1 + core * 4.0 / cores, 2.0, 4.0 / cores, colour, f"rows of core {core}", 8)
+        ax.add_patch(Rectangle((x + 0.1, 1.75), wide - 0.2, 2.75, fc="white", ec=QUIET, lw=1, zorder=1))
+        ax.text(x + wide / 2, 2.08, f"core {core}", size=8.5, color=INK, ha="center", va="center", weight="bold")
+        _box(ax, x + 0.28, 2.4, wide - 0.56, 0.95, colour, "its rows of W\nin its own L2", 8)
+        _box(ax, x + 0.28, 3.55, wide - 0.56, 0.72, QUIET, "W h, tanh", 8, much=0.1)
+        _arrow(ax, (x + wide / 2, 1.08), (x + wide / 2, 1.72))
+        _arrow(ax, (x + wide / 2, 4.53), (x + wide / 2, 5.02), colour, 1.8)
+        _box(ax, x + 0.02, 5.06, wide - 0.04, 0.6, colour, "a piece of h[t]", 8)
+    ax.plot([3.2, 11.9], [6.15, 6.15], color=RED, lw=2.4)
+    ax.text(3.1, 6.15, "barrier", size=9, color=INK, ha="right", va="center", weight="bold")
+    ax.text(7.6, 6.75, "no core begins step t+1 before all pieces of h[t] are there", size=8.5, color=INK, ha="center",
+            va="center")  # fmt: skip
+    return figure
+
+
+@styled
+def cluster_exchange(blocks: int = 4) -> Figure:
+    """What a block of a cluster sends at the end of a step, to whom, and how the receiver knows that it is there."""
+    figure, ax = _canvas(
+        "A cluster's exchange: messages, and a count of their bytes",
+        "One step, seen from block 0, whose messages of 16 bytes are the blue arrows. All others do the same at the\n"
+        "same time. Nobody asks and nobody answers.",
+        3.3, 12.0, 7.4,
+    )  # fmt: skip
+    wide = 12.0 / blocks
+    for block in range(blocks):
+        x, colour = block * wide, OWNERS[block % len(OWNERS)]
+        ax.add_patch(Rectangle((x + 0.1, 0.2), wide - 0.2, 6.2, fc="white", ec=QUIET, lw=1, zorder=1))
+        ax.text(x + wide / 2, 0.55, f"block {block}", size=9, color=INK, ha="center", va="center", weight="bold")
+        _box(ax, x + 0.3, 0.9, wide - 0.6, 0.95, colour, "its rows of W\nin registers", 8)
+        _box(ax, x + 0.3, 2.1, wide - 0.6, 0.62, QUIET, "reads h[t-1], all of it", 7.5, much=0.18)
+        ax.text(x + wide / 2, 4.02, "next buffer: h[t]", size=7.5, color=QUIET, ha="center", va="center")
+        part = (wide - 0.6) / blocks
+        for piece in range(blocks):
+            _box(ax, x + 0.3 + piece * part, 4.3, part, 0.7, OWNERS[piece % len(OWNERS)],
+                 much=0.75 if piece == 0 else 0.15)  # fmt: skip
+        _box(ax, x + 0.3, 5.4, wide - 0.6, 0.72, RED, "counter: bytes come\n= all? then go on", 7.5, much=0.15)
+        into = x + 0.3 + part / 2
+        if block:
+            _arrow(ax, (wide - 0.3, 3.2), (into, 4.26), BLUE, 1.6, bend=-0.06)
+        else:
+            _box(ax, 0.3, 3.0, wide - 0.6, 0.6, colour, "its piece of h[t]", 7.5, much=0.75)
+            _arrow(ax, (into, 3.62), (into, 4.26), BLUE, 1.6)
+        _arrow(ax, (into, 5.02), (into, 5.37), RED)
+    below = "Two buffers take turns, so that a message for t+1 never falls on a state that is still read."
+    ax.text(6.0, 6.95, below, size=8.5, color=INK, ha="center", va="center")
+    return figure
+
+
+@styled
+def scan_tree(steps: int = 8) -> Figure:
+    """All prefixes of an associative operation: a chain of steps - 1 links, or log2(steps) rounds of a tree."""
+    rounds = (steps - 1).bit_length()
+    figure, ax = _canvas(
+        f"A scan: {steps} steps in {rounds} rounds",
+        "A box a..b is the map that leads from the state before step a to the state after step b.\n"
+        "Two that follow each other make one. Green: it begins at step 1, so the state after step b is known.",
+        0.72 * (rounds + 1) + 0.2, steps + 2.1, rounds + 1.1,
+    )  # fmt: skip
+    first = list(range(steps))  # where the map that ends at a step begins
+    for level in range(rounds + 1):
+        word = "a map a step" if level == 0 else f"round {level}"
+        ax.text(0.05, level + 0.5, word, size=8.5, color=INK, va="center")
+        before = list(first)
+        for step in range(steps):
+            half = 1 << (level - 1) if level else 0
+            x = 2.05 + step
+            if level and step & half:
+                joined = (step & ~(2 * half - 1)) + half - 1  # the last step of the half before
+                first[step] = before[joined]
+                _arrow(ax, (2.05 + joined, level - 0.2), (x - 0.06, level + 0.24), RED, 1.5)
+            if level:
+                _arrow(ax, (x, level - 0.2), (x, level + 0.24))
+            begin = first[step]
+            name = str(step + 1) if begin == step else f"{begin + 1}..{step + 1}"
+            _box(ax, x - 0.38, level + 0.26, 0.76, 0.5, GREEN if begin == 0 else QUIET, name, 8.5,
+                 much=0.45 if begin == 0 else 0.15)  # fmt: skip
+    return figure
