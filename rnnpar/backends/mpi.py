@@ -206,6 +206,7 @@ class Ranks:
         node = comm.Split_type(MPI.COMM_TYPE_SHARED)
         self.near = node.size  # ranks on this machine
         self.one_machine = node.size == comm.size
+        self.link = model_ranks.NEAR if self.one_machine else model_ranks.FAR
         self.crowded = node.size > machine.cores_allowed()  # they have to take turns
         self.broken = False  # one has left the program: nothing can be done together any more
         node.Free()
@@ -397,9 +398,8 @@ class Rows(Chunked):
         self.panels = tuple(min(whole, (self.ranks.rank + i) * share) for i in (0, 1))
         self.overlap = overlap
         if overlap is None:
-            link = model_ranks.NEAR if self.ranks.one_machine else model_ranks.FAR
             a_panel = 4 * WIDTH * self.wide / CACHE_BYTES_S  # its part that has this rank's columns
-            self.overlap = 0 if self.direct else math.ceil(link.alpha / a_panel)
+            self.overlap = 0 if self.direct else math.ceil(self.ranks.link.alpha / a_panel)
         self.info |= {"overlap": self.overlap}
         self._exchange: Exchange | None = None
 
@@ -506,7 +506,7 @@ class Pipeline(Chunked):
         """Which stages each place in the pipeline has, and how long a chunk is; rank 0 decides for all."""
         decided = np.zeros(self.ranks.size + 2, np.int64)
         if self.ranks.rank == 0:
-            decided[:] = model_ranks.pipeline_plan(self.net, T, B, self.ranks.size, self.wanted)
+            decided[:] = model_ranks.pipeline_plan(self.net, T, B, self.ranks.size, self.wanted, self.ranks.link)
             if not self.wanted:  # longer ones would leave the core's own cache
                 decided[0] = min(decided[0], Plan.of(self.net, self.packed, T, B, B).chunk)
         patiently(self.ranks.comm.Ibcast(decided))
