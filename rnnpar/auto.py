@@ -22,6 +22,10 @@ def prepare(net: RNN, method: str = "auto", **options: Any) -> Runner:
     `options` are the method's own, such as threads=2; threads default to the cores that this process may use.
     Raises TypeError or ValueError for a wrong network, method or option, Unavailable where it cannot run.
     """
+    if isinstance(method, str) and method.startswith("mpi/"):
+        from rnnpar.backends import mpi
+
+        mpi.attend()  # what one rank of a job raises here, the others have to hear of
     if not isinstance(net, RNN):
         raise TypeError(f"net is a {type(net).__name__}; it must be an rnnpar.RNN, from RNN.from_arrays or the like")
     if not isinstance(method, str):

@@ -168,8 +168,8 @@ def known() -> Any:
     return Nominal()
 
 
-def pipeline_plan(net: RNN, T: int, B: int, ranks: int, chunk: int = 0) -> list[int]:
+def pipeline_plan(net: RNN, T: int, B: int, ranks: int, chunk: int = 0, link: Link = NEAR) -> list[int]:
     """The steps of a chunk (the one given, or the model's choice), then where the stages are cut: ranks + 1 places."""
     work, model = Work.of(net, T, B), known()
-    chunk = min(T, chunk) or best_chunk(model, work, ranks)
+    chunk = min(T, chunk) or best_chunk(model, work, ranks, link)
     return [chunk, *cuts(stage_seconds(model, work, chunk, min(ranks, cores(model))), ranks)]

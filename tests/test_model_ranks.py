@@ -82,3 +82,10 @@ def test_a_plan_fits_what_it_is_for(T, ranks, chunk, monkeypatch):
     assert steps == min(chunk, T) or not chunk
     assert len(edges) == ranks + 1
     assert edges[-1] == 5
+
+
+def test_a_plan_for_a_dearer_link_has_longer_chunks(monkeypatch):
+    monkeypatch.setattr(model_ranks, "known", model_ranks.Nominal)
+    net = rnnpar.RNN.random(64, 256, 64, 4)
+    near, far = (model_ranks.pipeline_plan(net, 1000, 1, 4, link=Link(1e-6, 0.0, busy))[0] for busy in (0.0, 1e-3))
+    assert near < far

@@ -9,14 +9,20 @@ There are two ways to get ranks. Under `mpiexec -n 4 python script.py` this proc
 0's runner gives (y, h), the others' (None, None). In any other process `prepare(net, "mpi/rows", ranks=4)` starts them
 (rnnpar/backends/mpi_start.py) and the runner gives (y, h) as every other does.
 
+A rank that fails, or ends early, ends the others or tells them, from its first `prepare` on. What fails on one rank
+before that, such as a file that only the others have, they would wait for: begin the script by `from mpi4py import MPI`
+and start it by `mpiexec -n 4 python -m mpi4py script.py`, and it ends them too.
+
 Where all ranks are on one machine, `exchange="auto"` lets them write the answer, and the columns of a state, straight
 into memory that they share ("window"); else they send messages. Only arrays are sent, never pickled objects.
 """
 
 from __future__ import annotations
 
+import atexit
 import math
 import os
+import signal
 import sys
 import time
 import traceback
@@ -42,6 +48,8 @@ from rnnpar.registry import Unavailable
 
 Forward = Callable[[np.ndarray, np.ndarray], tuple[Any, Any]]
 OUTPUT, CHUNK, STATE = 10, 11, 12  # tags; a state's exchange has 0 and 1, and layer l's last state STATE + l
+ACTS = ("prepare", "run", "close", "leave")
+WORDS = 64  # where the words begin in what a rank tells the others
 MODES = {"window": WINDOW, "messages": MESSAGES, "allgather": ALLGATHER}
 
 
@@ -198,12 +206,35 @@ class Ranks:
         node = comm.Split_type(MPI.COMM_TYPE_SHARED)
         self.near = node.size  # ranks on this machine
         self.one_machine = node.size == comm.size
+        self.link = model_ranks.NEAR if self.one_machine else model_ranks.FAR
         self.crowded = node.size > machine.cores_allowed()  # they have to take turns
+        self.broken = False  # one has left the program: nothing can be done together any more
         node.Free()
 
     def meet(self) -> None:
         """Wait for all ranks, without keeping a core from them."""
         patiently(self.comm.Ibarrier(), self.crowded)
+
+    def tell(self, act: str, mine: bytes, said: str, wrong: bool = False) -> np.ndarray:
+        """What every rank is about to do, a row of bytes each: the act, whether it is wrong, 62 of `mine`, the words.
+
+        Whatever the ranks do together begins with this, and so does a rank's end; so none can wait in a call for one
+        that is elsewhere.
+        """
+        row = np.zeros(WORDS + 256, np.uint8)
+        for start, part in ((0, bytes([ACTS.index(act), wrong])), (2, mine), (WORDS, said.encode()[:256])):
+            row[start : start + len(part)] = np.frombuffer(part, np.uint8)
+        rows = np.zeros((self.size, row.size), np.uint8)
+        patiently(self.comm.Iallgather(row, rows))
+        self.broken = self.broken or bool((rows[:, 0] == ACTS.index("leave")).any())
+        return rows
+
+    def leave(self) -> None:
+        """The end of this rank's program: if others are not at theirs, they hear of it where they would wait for it."""
+        from mpi4py import MPI
+
+        if self.size > 1 and not self.broken and not MPI.Is_finalized():
+            self.tell("leave", b"", "come to the end of its program")
 
 
 def patiently(request: Any, crowded: bool = False) -> None:
@@ -367,9 +398,8 @@ class Rows(Chunked):
         self.panels = tuple(min(whole, (self.ranks.rank + i) * share) for i in (0, 1))
         self.overlap = overlap
         if overlap is None:
-            link = model_ranks.NEAR if self.ranks.one_machine else model_ranks.FAR
             a_panel = 4 * WIDTH * self.wide / CACHE_BYTES_S  # its part that has this rank's columns
-            self.overlap = 0 if self.direct else math.ceil(link.alpha / a_panel)
+            self.overlap = 0 if self.direct else math.ceil(self.ranks.link.alpha / a_panel)
         self.info |= {"overlap": self.overlap}
         self._exchange: Exchange | None = None
 
@@ -476,7 +506,7 @@ class Pipeline(Chunked):
         """Which stages each place in the pipeline has, and how long a chunk is; rank 0 decides for all."""
         decided = np.zeros(self.ranks.size + 2, np.int64)
         if self.ranks.rank == 0:
-            decided[:] = model_ranks.pipeline_plan(self.net, T, B, self.ranks.size, self.wanted)
+            decided[:] = model_ranks.pipeline_plan(self.net, T, B, self.ranks.size, self.wanted, self.ranks.link)
             if not self.wanted:  # longer ones would leave the core's own cache
                 decided[0] = min(decided[0], Plan.of(self.net, self.packed, T, B, B).chunk)
         patiently(self.ranks.comm.Ibcast(decided))
@@ -552,28 +582,43 @@ def warn_of_cores(ranks: int, threads: int) -> None:
         )  # fmt: skip
 
 
-@cache
-def world() -> Ranks:
-    """The ranks of the job that this process is in, on a communicator of our own. Unavailable where MPI fails.
+def attend() -> None:
+    """From here on, an error that ends one rank of a job ends all of them; else they would wait for it for ever.
 
-    From here on, an error that ends one rank ends all of them: it is printed, and the job aborted. Else the others
-    would wait for that rank for ever.
+    `prepare` calls it first of all. Nothing happens in a process that is no rank, or the only one.
     """
-    try:
-        from mpi4py import MPI
-    except (ImportError, RuntimeError, OSError) as error:
-        raise Unavailable(f"mpi4py finds no MPI ({error}); `pip install mpich` brings one") from None
-    comm = MPI.COMM_WORLD.Dup()
+    if launched() and not any(os.environ.get(name) == "1" for name in LAUNCHED if name.endswith("SIZE")):
+        _attend()
+
+
+@cache
+def _attend() -> None:
     told = sys.excepthook
 
     def end_all(kind: type[BaseException], error: BaseException, trace: Any) -> None:
         told(kind, error, trace)
-        print(f"rank {comm.rank} of {comm.size} ended by {kind.__name__}: {error}", file=sys.stderr, flush=True)
-        comm.Abort(1)
+        where = f"rank {world().rank} of {world().size}" if world.cache_info().currsize else "a rank"
+        print(f"{where} ended by {kind.__name__}: {error}", file=sys.stderr, flush=True)
+        if world.cache_info().currsize:
+            world().comm.Abort(1)
+        # The others wait for it to begin MPI. To mpiexec only a signal tells that a rank has failed before that.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGTERM)
 
-    if comm.size > 1:
-        sys.excepthook = end_all
-    return Ranks(comm)
+    sys.excepthook = end_all
+
+
+@cache
+def world() -> Ranks:
+    """The ranks of the job that this process is in, on a communicator of our own. Unavailable where MPI fails."""
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError, OSError) as error:
+        raise Unavailable(f"mpi4py finds no MPI ({error}); `pip install mpich` brings one") from None
+    attend()
+    ranks = Ranks(MPI.COMM_WORLD.Dup())
+    atexit.register(ranks.leave)
+    return ranks
 
 
 class Member:
@@ -608,26 +653,23 @@ class Member:
         except (TypeError, ValueError) as error:
             wrong, kind = str(error), type(error)
         shape = getattr(x, "shape", ())
-        self._compare("run", wrong, np.array([*shape, 0, 0, 0])[:4].astype(np.int64), f"x of shape {shape}", kind)
+        sizes = np.array([*shape, 0, 0, 0])[:4].astype(np.int64)
+        self._compare("run", wrong, sizes.tobytes(), f"x of shape {shape}", kind)
         return checked
 
-    def _compare(self, what: str, wrong: str, mine: np.ndarray, said: str, kind: type[Exception] = ValueError) -> None:
-        """Raise on every rank if one has something wrong, or something else than rank 0."""
-        row = np.zeros(64 + 256, np.uint8)
-        row[: mine.nbytes] = np.frombuffer(mine.tobytes(), np.uint8)
-        row[63] = bool(wrong)
-        text = np.frombuffer((wrong or said).encode()[:256], np.uint8)
-        row[64 : 64 + text.size] = text
-        rows = np.zeros((self.place.size, row.size), np.uint8)
-        patiently(self.place.comm.Iallgather(row, rows))
-        if not rows[:, 63].any() and (rows[:, :63] == rows[0, :63]).all():
+    def _compare(self, what: str, wrong: str, mine: bytes, said: str, kind: type[Exception] = ValueError) -> None:
+        """Raise on every rank if one has something wrong, or does something else than rank 0."""
+        if self.place.broken:
+            raise RuntimeError(f"{what}: a rank has come to the end of its program; the others cannot go on without it")
+        rows = self.place.tell(what, mine, wrong or said, bool(wrong))
+        if not rows[:, 1].any() and (rows[:, :WORDS] == rows[0, :WORDS]).all():
             return
         if wrong:
             raise kind(wrong)
-        says = [bytes(row[64:]).rstrip(b"\0").decode(errors="replace") for row in rows]
-        for rank in np.flatnonzero(rows[:, 63]):
+        says = [bytes(row[WORDS:]).rstrip(b"\0").decode(errors="replace") for row in rows]
+        for rank in np.flatnonzero(rows[:, 1]):
             raise ValueError(f"{what}: rank {rank} has it wrong, so no rank goes on: {says[rank]}")
-        other = int(np.flatnonzero((rows[:, :63] != rows[0, :63]).any(axis=1))[0])
+        other = int(np.flatnonzero((rows[:, :WORDS] != rows[0, :WORDS]).any(axis=1))[0])
         raise ValueError(
             f"{what}: the ranks disagree, and each must give the same: rank 0 has {says[0]}, rank {other} has "
             f"{says[other] if says[other] != says[0] else 'other weights or options'}"
@@ -663,18 +705,20 @@ class Member:
             window.Free()
 
     def close(self) -> None:
-        self._free()
-        self.strategy.close()
+        if not self.place.broken:  # else what the ranks share lasts until the process ends
+            self._compare("close", "", b"", "closed its runner")
+            self._free()
+            self.strategy.close()
 
 
-def digest(name: str, net: RNN, threads: int, exchange: str, options: dict[str, Any]) -> np.ndarray:
+def digest(name: str, net: RNN, threads: int, exchange: str, options: dict[str, Any]) -> bytes:
     """32 bytes that differ where the method, an option or a weight does."""
     import hashlib
 
     found = hashlib.sha256(repr((name, threads, exchange, sorted(options.items()))).encode())
     for array in [net.V, net.c, *(array for layer in net.layers for array in (layer.W, layer.U, layer.b))]:
         found.update(repr(array.shape).encode() + array.tobytes())
-    return np.frombuffer(found.digest(), np.uint8)
+    return found.digest()
 
 
 def last_words(error: BaseException) -> str:

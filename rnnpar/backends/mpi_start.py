@@ -77,6 +77,7 @@ class Started:
         self._input: Shared | None = None
         self._pool: list[Shared] = []  # what results lie in: a caller often holds the last one during the next call
         self._known: set[int] = set()
+        start = mpiexec()
         folder = tempfile.mkdtemp(prefix="rnnpar-", dir=None if len(tempfile.gettempdir()) < 60 else "/tmp")
         listener = socket.socket(socket.AF_UNIX)
         path = os.path.join(folder, "calls")
@@ -85,7 +86,7 @@ class Started:
         net.save(os.path.join(folder, "net.npz"))
         job = json.dumps(dict(name=name, threads=threads, exchange=exchange, options=options))
         packages = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
-        command = [*mpiexec(), "-n", str(ranks), sys.executable, "-P", "-m", __spec__.name, path, job]
+        command = [*start, "-n", str(ranks), sys.executable, "-P", "-m", __spec__.name, path, job]
         self._words: deque[str] = deque(maxlen=30)
         try:
             self._process = subprocess.Popen(
@@ -327,7 +328,11 @@ class Line:
 def serve(path: str, job: dict[str, Any]) -> None:
     """Be a rank: prepare the strategy, then answer calls until the connection ends."""
     connection = socket.socket(socket.AF_UNIX)
-    connection.connect(path)
+    try:
+        connection.connect(path)
+    except OSError as error:  # who started the ranks was killed meanwhile, and so left its files
+        shutil.rmtree(os.path.dirname(path), ignore_errors=True)
+        sys.exit(f"no process waits for this rank any more: {error}")
     line = Line(connection)
     requests: queue.SimpleQueue = queue.SimpleQueue()
     try:

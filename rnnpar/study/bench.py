@@ -22,6 +22,7 @@ import traceback
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -118,7 +119,7 @@ def introduce(profile: Mapping[str, Any], wanted: str) -> dict[str, Any]:
     found = {
         "machine": description["name"],
         "description": description,
-        "versions": description["versions"],
+        "versions": description["versions"] | {"distributed": metadata.version("distributed")},
         "source": source(),
         "revision": measuring.revision(),
     }

@@ -50,7 +50,7 @@ REQUEST_S = 1800.0  # for one shape or the peaks; far beyond the full profile's 
 PATIENCE_S = 60.0  # for a worker to come, while there are points that only it can measure
 POLL_S = 0.5
 MOST_DEATHS = 3  # of the process that measures a point, before it is given up
-COMPARED = ("python", "numpy", "numba", "llvmlite")  # versions that make times differ
+COMPARED = ("python", "numpy", "numba", "llvmlite", "distributed")  # those of Dask itself fail in odd ways if mixed
 
 
 class ClusterError(RuntimeError):
@@ -305,7 +305,7 @@ class Conductor:
         self.handed_out += 1
         group = "point" if what == "measure" else what  # by which the dashboard counts
         return self.client.submit(
-            ask_bench, self.name, what, arguments, limit_s, self.crowded, key=(group, self.name, self.handed_out),
+            ASK, self.name, what, arguments, limit_s, self.crowded, key=(group, self.name, self.handed_out),
             workers=[address], allow_other_workers=False, pure=False,
         )  # fmt: skip
 
@@ -489,6 +489,10 @@ def ask_bench(sweep_name: str, what: str, arguments: tuple, limit_s: float, crow
         dropped = [name for name, value in own.items() if os.environ.get(name) == str(value)]
         benches[sweep_name] = bench.Bench(dropped, crowded)
     return benches[sweep_name].ask(what, *arguments, limit_s=limit_s)
+
+
+# What a worker is sent. A lambda goes there whole: at a name that it cannot import, Dask ends a worker without a word.
+ASK = lambda *request: __import__("rnnpar.study.cluster", fromlist=["ask_bench"]).ask_bench(*request)  # noqa: E731
 
 
 def local(workers: int, port: int) -> None:

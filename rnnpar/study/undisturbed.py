@@ -17,6 +17,7 @@ from rnnpar.study import measure
 
 METHODS = ("serial/compiled", "threads/rows")
 BOUND = 0.03  # of the time: what we predict that Dask costs at most
+BUDGET_S = 0.3  # for the samples of a method in a round
 LIMIT_S = 60.0
 
 
@@ -40,11 +41,12 @@ def beside_dask(rounds: int = 5, H: int = 256, T: int = 1024) -> pd.DataFrame:
     ):
         try:
             for turn in range(rounds + 1):
-                request = ("measure", point, methods, 150, 0.5, 1.0, [turn])  # a team needs 0.1 s to find its cores
+                # The first round compiles. In the others, a team needs 0.1 s to find its cores.
+                request = ("measure", point, methods, 150 if turn else 1, BUDGET_S, 1.0, [turn])
                 theirs = client.submit(cluster.ask_bench, "beside", request[0], request[1:], LIMIT_S, False, pure=False)
                 dask = _medians(theirs.result(timeout=2 * LIMIT_S))
                 alone = _medians(lone.ask(*request, limit_s=LIMIT_S))
-                if turn:  # the first compiles
+                if turn:
                     found += [{"method": name, "alone": alone[name], "dask": dask[name]} for name in METHODS]
         finally:
             lone.close()

@@ -144,6 +144,36 @@ def killed(rank: int, ranks: int) -> None:
     run(x)
 
 
+def unprepared(rank: int, ranks: int) -> None:
+    """Rank 1 fails in `prepare`, before MPI has begun."""
+    rnnpar.prepare(None if rank == 1 else NET, "mpi/rows")
+
+
+def within(rank: int, ranks: int) -> None:
+    """Rank 1 fails in a `with`, which closes its runner, while the others use theirs."""
+    x = random_input(NET, 4, 2)
+    with rnnpar.prepare(NET, "mpi/rows") as run:
+        run(x)
+        if rank == 1:
+            raise ArithmeticError("this rank has had enough")
+        run(x)
+
+
+def leaves(rank: int, ranks: int) -> None:
+    """Rank 1 ends its program; the others hear of it, may go on by themselves, and end."""
+    run = rnnpar.prepare(NET, "mpi/rows")
+    x = random_input(NET, 4, 2)
+    run(x)
+    if rank == 1:
+        sys.exit(0)
+    for _ in range(2):
+        try:
+            run(x)
+        except (ValueError, RuntimeError) as error:
+            print(f"{type(error).__name__}: {error}", flush=True)
+    run.close()
+
+
 def single(rank: int, ranks: int) -> None:
     """One rank where two are needed; and where one is meant."""
     with rnnpar.prepare(NET, "mpi/rows", ranks=1) as run:
@@ -156,6 +186,8 @@ def single(rank: int, ranks: int) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "unprepared":  # it must not be this file that begins MPI
+        unprepared(int(os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK", 0))), 2)
     from mpi4py import MPI
 
     globals()[sys.argv[1]](MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size)

@@ -66,6 +66,8 @@ def test_every_strategy_equals_the_oracle(ranks):
         ("weights", ["prepare: the ranks disagree", "rank 1 has other weights or options"]),
         ("raises", ["rank 1 of 2 ended by ArithmeticError: this rank has had enough"]),
         ("killed", ["signal 9"]),
+        ("unprepared", ["a rank ended by TypeError: net is a NoneType"]),
+        ("within", ["ArithmeticError: this rank has had enough", "rank 1 has closed its runner"]),
     ],
 )
 def test_every_rank_ends_with_the_reason(case, words):
@@ -82,6 +84,15 @@ def test_all_ranks_refuse_what_one_was_given_and_may_go_on():
     assert "rank 1 heard TypeError: x has dtype float64" in said
     assert "rank 0 heard ValueError: run: rank 1 has it wrong, so no rank goes on: x has dtype float64" in said
     assert "and went on" in said
+
+
+def test_the_others_hear_of_a_rank_that_has_left():
+    status, said, took = job("leaves", 2, timeout=30)
+    assert status == 0, said
+    assert "ValueError: run: the ranks disagree" in said
+    assert "rank 1 has come to the end of its program" in said
+    assert "RuntimeError: run: a rank has come to the end of its program" in said
+    assert took < 15
 
 
 def test_one_rank_where_two_are_needed():
@@ -176,6 +187,29 @@ def test_ranks_end_with_the_process_that_started_them():
     parent.wait()
     parent.stdout.close()
     assert ended([*pids, *starters])
+
+
+def test_a_start_that_fails_leaves_no_files(monkeypatch, tmp_path):
+    real, made = mpi_start.tempfile.mkdtemp, []
+    monkeypatch.setattr(mpi_start.tempfile, "mkdtemp", lambda **how: made.append(real(**how)) or made[-1])
+    monkeypatch.setattr(mpi_start.shutil, "which", lambda *_, **__: None)
+    monkeypatch.delenv("RNNPAR_MPIEXEC", raising=False)
+    with pytest.raises(rnnpar.Unavailable):
+        rnnpar.prepare(NET, "mpi/rows", ranks=2)
+    for command in ("/nowhere/mpiexec", "false"):
+        monkeypatch.setenv("RNNPAR_MPIEXEC", command)
+        with pytest.raises((rnnpar.Unavailable, RuntimeError)):
+            rnnpar.prepare(NET, "mpi/rows", ranks=2)
+    assert made
+    assert not [folder for folder in made if Path(folder).exists()]
+    left = tmp_path / "rnnpar-left"
+    left.mkdir()
+    (left / "net.npz").touch()
+    command = [sys.executable, "-m", "rnnpar.backends.mpi_start", str(left / "calls"), "{}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "no process waits for this rank any more" in done.stderr
+    assert not left.exists()
 
 
 def test_a_rank_that_cannot_prepare_says_why(monkeypatch):

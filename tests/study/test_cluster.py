@@ -17,7 +17,7 @@ import yaml
 
 pytest.importorskip("distributed", reason="needs the extra cluster, which make installs")
 
-from distributed import LocalCluster
+from distributed import Client, LocalCluster
 
 from rnnpar import machine, peaks
 from rnnpar.study import bench, cluster, measure, notebooks, store, sweep
@@ -363,6 +363,28 @@ def test_another_revision_than_ours_measures_nothing(two, monkeypatch):
     monkeypatch.setattr(bench, "source", lambda: "other")
     with pytest.raises(ClusterError, match="rnnpar's source is other on this machine"):
         cluster.run(TINY, two.scheduler_address)
+    assert not stored()
+
+
+def test_a_worker_without_rnnpar_is_named(two, tmp_path):
+    (tmp_path / "rnnpar.py").write_text("raise ModuleNotFoundError('there is no rnnpar here')")
+    command = [sys.executable, "-m", "distributed.cli.dask_worker", two.scheduler_address, "--nthreads", "1"]
+    command += ["--no-nanny", "--no-dashboard", "--local-directory", str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    bare = subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    try:
+        with Client(two.scheduler_address) as client:
+            client.wait_for_workers(3, timeout=60)
+        with pytest.raises(ClusterError, match="cannot measure: ModuleNotFoundError: there is no rnnpar here"):
+            cluster.run(TINY, two.scheduler_address)
+        assert bare.poll() is None
+    finally:
+        bare.terminate()
+        bare.wait(20)
+        with Client(two.scheduler_address) as client:  # later tests count the workers
+            deadline = time.monotonic() + 20
+            while len(client.scheduler_info(n_workers=-1)["workers"]) > 2 and time.monotonic() < deadline:
+                time.sleep(0.1)
     assert not stored()
 
 
