@@ -16,7 +16,7 @@ What is assumed within what papers report, since it depends on which multiproces
     RTX 2070. 180 cycles from one multiprocessor to another of its cluster: attributed to Luo et al.
     (arXiv:2402.13499), likewise; Jin et al. find 196 to 213. `make check-gpu` measures all of these.
 What is assumed, since nobody publishes it: how many such latencies a barrier takes, what a launch from Python and a
-node of a graph cost, the cycles of a block's barrier, of one thread's multiply-add and of a step's own chain (BLOCK_CHAIN).
+node of a graph cost, the cycles of a block's barrier, of one thread's multiply-add and of a step's own chain.
 
 Letters: T steps, B batch, I input, H hidden, O output, L layers. Seconds, bytes, operations a second.
 """

@@ -235,7 +235,7 @@ MOST_ROWS = 32  # that the lanes of a warp can share out among themselves when t
 OWN_REGISTERS = 48  # of a thread, beside its tile, its sums and its share of h: addresses, counters, what is under way
 # Before Hopper ptxas keeps far more registers beside the tile of `persistent`, from the same PTX (sm_75 about 150 where
 # sm_90a needs 70), and spills where fewer are left free. Found by compiling: tests/kernels/test_cubins.py.
-OLDER_OWN_REGISTERS = 176
+OLDER_OWN_REGISTERS = 184
 BARRIERS = ("flags", "counter", "grid", "values")
 
 
