@@ -6,11 +6,13 @@ The front door: above it is whoever calls, below it are the runner, the registry
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from rnnpar import device_arrays, machine, model, registry
+from rnnpar.kernels.launch import DoesNotFit
 from rnnpar.network import RNN
 from rnnpar.runner import Runner, check_device_input, check_input, check_threads
 
@@ -50,7 +52,11 @@ def prepare(net: RNN, method: str = "auto", **options: Any) -> Runner:
 
 
 class AutoRunner(Runner):
-    """A runner that asks the model which method is fastest at x's shape; `method` is that of the last call."""
+    """A runner that asks the model which method is fastest at x's shape; `method` is that of the last call.
+
+    A method that the model chose and that then finds that it does not fit the device (DoesNotFit: the driver has less
+    room than its limits tell) is left out from then on at that shape, and the next is taken.
+    """
 
     def __init__(self, net: RNN, options: dict[str, Any]):
         self.net = net
@@ -58,16 +64,25 @@ class AutoRunner(Runner):
         self.options = options
         self._runners: dict[str, Runner] = {}
         self._choice: dict[tuple[int, int, bool], str] = {}
+        self._too_small: dict[tuple[int, int, bool], set[str]] = {}  # the methods that did not fit, by shape
 
     @property
     def info(self) -> dict[str, Any]:
         return self._runners[self.method].info if self.method in self._runners else {}
 
     def __call__(self, x: Any, h0: Any = None) -> tuple[Any, Any]:
-        return self._runner_for(x, h0)(x, h0)
+        return self._first_that_fits(x, h0, lambda runner: runner(x, h0))
 
     def timed(self, x: Any, h0: Any = None) -> tuple[float, Any, Any]:
-        return self._runner_for(x, h0).timed(x, h0)
+        return self._first_that_fits(x, h0, lambda runner: runner.timed(x, h0))
+
+    def _first_that_fits(self, x: Any, h0: Any, call: Callable[[Runner], Any]) -> Any:
+        while True:
+            try:
+                return call(self._runner_for(x, h0))
+            except DoesNotFit:
+                shape = (*x.shape[:2], not isinstance(x, np.ndarray))
+                self._too_small.setdefault(shape, set()).add(self._choice.pop(shape))
 
     def _runner_for(self, x: Any, h0: Any) -> Runner:
         on_device = not isinstance(x, np.ndarray) and device_arrays.is_device_array(x)
@@ -83,7 +98,8 @@ class AutoRunner(Runner):
         if (T, B, on_device) not in self._choice:
             threads = self.options.get("threads", machine.cores_allowed())
             dtype = self.options.get("dtype", "float32")
-            self._choice[T, B, on_device] = model.fastest(self.net, T, B, threads, on_device, dtype)
+            without = self._too_small.get((T, B, on_device), set())
+            self._choice[T, B, on_device] = model.fastest(self.net, T, B, threads, on_device, dtype, without)
         name = self._choice[T, B, on_device]
         if name not in self._runners:
             known = registry.find(name).options()

@@ -8,7 +8,7 @@ threads. Nothing is fitted to the forward passes that it predicts.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cached_property
 from typing import Any
 
@@ -283,14 +283,23 @@ def here() -> Model:
     return Model(peaks.here(), WIDTH)
 
 
-def fastest(net: RNN, T: int, B: int, threads: int, on_device: bool = False, dtype: str = "float32") -> str:
+def fastest(
+    net: RNN,
+    T: int,
+    B: int,
+    threads: int,
+    on_device: bool = False,
+    dtype: str = "float32",
+    without: Collection[str] = (),
+) -> str:
     """The name of the method that the model expects to be fastest at this shape on this machine.
 
     For NumPy arrays a GPU's method counts with its copies to the device and back; `on_device` says that x lies on the
-    GPU already, and then only its methods count. Without a GPU, or a GPU method that can run, nothing of CUDA is asked.
+    GPU already, and then only its methods count; those named in `without` do not. Without a GPU, or a GPU method that
+    can run, nothing of CUDA is asked.
     """
     work = Work.of(net, max(T, 1), max(B, 1))
-    best, seconds = _fastest_on_gpu(work, transfers=not on_device, dtype=dtype)
+    best, seconds = _fastest_on_gpu(work, transfers=not on_device, dtype=dtype, without=without)
     if on_device:
         if not best:
             raise registry.Unavailable(f"no GPU method can compute {work}: {machine.gpu_problem() or 'none fits'}")
@@ -300,10 +309,10 @@ def fastest(net: RNN, T: int, B: int, threads: int, on_device: bool = False, dty
     return best if seconds < model.predict(on_cpu, work, threads) else on_cpu
 
 
-def _fastest_on_gpu(work: Work, transfers: bool, dtype: str) -> tuple[str, float]:
+def _fastest_on_gpu(work: Work, transfers: bool, dtype: str, without: Collection[str] = ()) -> tuple[str, float]:
     """The GPU's fastest method and its seconds; ("", inf) where there is no GPU, or nothing to use it with."""
     if not machine.gpu():
         return "", math.inf
     named = {method.name for method in registry.methods() if method.on_gpu and method.available}
-    methods = tuple(name for name in model_gpu.AUTO if name in named)
+    methods = tuple(name for name in model_gpu.AUTO if name in named and name not in without)
     return model_gpu.fastest(model_gpu.here(), work, methods, transfers, dtype) if methods else ("", math.inf)

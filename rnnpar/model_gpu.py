@@ -7,11 +7,16 @@ read it, to multiply by it and to meet follows from `Rates`: measured once on a 
 What is published, and where:
     float32 lanes, 128 bytes of shared memory a cycle: CUDA C++ Programming Guide, "Arithmetic Instructions" and "Shared
     Memory". Clocks, memory: NVIDIA's data sheets of H100 SXM5, A100 SXM4 40 GB and T4. L2: 5,120 bytes a cycle, NVIDIA
-    A100 Tensor Core GPU Architecture (2020), taken for Hopper too; T4: 1.27 TB/s and 188 cycles, Jia et al.,
-    Dissecting the NVIDIA Turing T4 GPU via Microbenchmarking, arXiv:1903.07486. L2 latency of about 260 cycles on A100
-    and H100, and 180 cycles from one multiprocessor to another of its cluster: Luo et al., Benchmarking and Dissecting
-    the Nvidia Hopper GPU Architecture, arXiv:2402.13499.
-What is assumed, since nobody publishes it: how many such latencies a barrier takes, what a launch from Python costs.
+    A100 Tensor Core GPU Architecture (2020), taken for Hopper too.
+What is assumed within what papers report, since it depends on which multiprocessor asks which slice of the L2 cache:
+    260 cycles to the L2 cache of an A100 or H100. Jin et al., Uncovering Real GPU NoC Characteristics (MICRO 2024),
+    find 200 to 250 on an A100 and about 400 from the far half of the chip; github.com/markdewing/AI_kernels, latency/,
+    has 281 on a GH200. 188 cycles and 1.27 TB/s on a T4: attributed to Jia et al., Dissecting the NVIDIA Turing T4 GPU
+    (arXiv:1903.07486), not looked up there again; github.com/sjfeng1999/gpu-arch-microbenchmark has 236 cycles on an
+    RTX 2070. 180 cycles from one multiprocessor to another of its cluster: attributed to Luo et al.
+    (arXiv:2402.13499), likewise; Jin et al. find 196 to 213. `make check-gpu` measures all of these.
+What is assumed, since nobody publishes it: how many such latencies a barrier takes, what a launch from Python and a
+node of a graph cost, the cycles of a block's barrier, of one thread's multiply-add and of a step's own chain.
 
 Letters: T steps, B batch, I input, H hidden, O output, L layers. Seconds, bytes, operations a second.
 """
@@ -64,7 +69,7 @@ class Rates:
 
 
 def published(device: Device) -> Rates:
-    """The rates of a card that nobody has measured here: data sheets and papers, and what the docstring assumes."""
+    """The rates of a card that nobody has measured here: data sheets, and what this file's docstring assumes."""
     cycle = 1 / device.clock
     flops = 2 * LANES.get(device.capability, 128) * device.multiprocessors * device.clock
     turing = device.capability < (8, 0)

@@ -12,7 +12,8 @@ running block after block, cannot show. Three things make missing synchronisatio
     poison     shared memory begins as NaN; each index is checked, and so is each wide access's alignment
 
 What it does not show: whether blocks fit on a device together, how much shared memory there really is, the order in
-which a GPU would make stores visible (here it is all or nothing), approximate instructions, time.
+which a GPU would make stores visible (here it is all or nothing), a fence between two loads of one thread (here they
+are never exchanged: `timestep`'s first fence is held by tests/kernels/test_cubins.py), approximate instructions, time.
 """
 
 from __future__ import annotations

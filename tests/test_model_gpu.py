@@ -187,6 +187,47 @@ def test_device_arrays_stay_on_the_device(with_gpu):
         run(DeviceArray(np.zeros((4, 3), np.float32)))
 
 
+@pytest.fixture
+def three_on_a_gpu(with_gpu, monkeypatch):
+    """The three methods of numba-CUDA that "auto" considers, where launching persistent says that it does not fit."""
+
+    def refuses(net, **_):
+        def spoil(y, h):
+            raise DoesNotFit("numba_cuda/persistent", "blocks that are resident together", 132, 16)
+
+        return fake_gpu.Forward(net, spoil=spoil)
+
+    kinds = {"persistent": refuses, "block": fake_gpu.good, "steps": fake_gpu.good}
+    rows = tuple(fake_gpu.row(f"numba_cuda/{name}", function) for name, function in kinds.items())
+    fake_gpu.install(rows, monkeypatch.setattr)
+    monkeypatch.setattr(fake_gpu.FakeMethod, "options", lambda method: {})
+    return with_gpu
+
+
+@pytest.mark.parametrize("H", [300, 4000])
+def test_auto_takes_the_next_method_where_one_does_not_fit(three_on_a_gpu, H):
+    """300 is too large for a block, and persistent, planned, is refused by the driver; 4,000 fits neither's plan."""
+    three_on_a_gpu(1e-12)
+    run = rnnpar.prepare(rnnpar.RNN.random(3, H, 2))
+    for _ in range(2):
+        y, _ = run(DeviceArray(np.zeros((4, 2, 3), np.float32)))
+        assert run.method == "numba_cuda/steps"
+        assert isinstance(y, DeviceArray)
+    seconds, *_ = run.timed(DeviceArray(np.zeros((5, 2, 3), np.float32)))
+    assert seconds > 0
+
+
+def test_auto_ends_where_nothing_fits(three_on_a_gpu, monkeypatch):
+    """With NumPy arrays the CPU is the last resort; with device arrays an error says that none is left."""
+    three_on_a_gpu(10.0)
+    monkeypatch.setattr(model_gpu, "AUTO", ("numba_cuda/persistent",))
+    run = rnnpar.prepare(rnnpar.RNN.random(3, 300, 2))
+    run(np.zeros((4, 2, 3), np.float32))
+    assert run.method == "serial/naive"
+    with pytest.raises(rnnpar.Unavailable, match="no GPU method can compute"):
+        run(DeviceArray(np.zeros((4, 2, 3), np.float32)))
+
+
 def test_device_arrays_without_a_gpu_method_say_so(monkeypatch):
     monkeypatch.setattr(machine, "gpu", dict)
     with pytest.raises(rnnpar.Unavailable, match="no GPU method can compute"):

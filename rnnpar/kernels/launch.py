@@ -26,6 +26,7 @@ from typing import Any, ClassVar
 WARP = 32
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
+HOPPER = (9, 0)  # compute capability
 OLDEST_ASYNC = (8, 0)  # copies from global to shared memory that nobody waits for
 OLDEST = (7, 0)  # acquire and release, and threads of a warp that wait for each other, begin with Volta
 
@@ -232,6 +233,9 @@ def _block_registers(threads: int, registers: int) -> int:
 FOUR = 4  # float32 of a 128-bit access
 MOST_ROWS = 32  # that the lanes of a warp can share out among themselves when they add up
 OWN_REGISTERS = 48  # of a thread, beside its tile, its sums and its share of h: addresses, counters, what is under way
+# Before Hopper ptxas keeps far more registers beside the tile of `persistent`, from the same PTX (sm_75 about 150 where
+# sm_90a needs 70), and spills where fewer are left free. Found by compiling: tests/kernels/test_cubins.py.
+OLDER_OWN_REGISTERS = 184
 BARRIERS = ("flags", "counter", "grid", "values")
 
 
@@ -375,7 +379,7 @@ def _persistent(device: Device, H: int, B: int, dtype: str, barrier: str, groups
     tail = B - (teams - 1) * sequences
     poll = max(d for d in (1, 2, 3, 4) if sequences % d == 0 and tail % d == 0) if barrier == "values" else 1
     cap = register_ceiling(device, threads)
-    beside = OWN_REGISTERS + FOUR * groups + (2 * FOUR * poll if barrier == "values" else 0)
+    beside = own_registers(device) + FOUR * groups + (2 * FOUR * poll if barrier == "values" else 0)
     # Of the registers that are left beside h, a row takes its share of the tile and its sum; the rest are taken four by
     # four from shared memory.
     most = min(MOST_ROWS, (cap - beside) * words // (FOUR * groups + words))
@@ -412,6 +416,11 @@ def step_cycles(device: Device, plan: PersistentPlan) -> float:
 def register_ceiling(device: Device, threads: int) -> int:
     """The most registers that each of a block's threads can have, a multiple of 8."""
     return min(device.registers_per_thread, device.registers_per_block // round_up(threads, 4 * WARP) // 8 * 8)
+
+
+def own_registers(device: Device) -> int:
+    """The registers of a thread of `persistent` that are not for its tile, its sums and its share of h."""
+    return OWN_REGISTERS if device.capability >= HOPPER else OLDER_OWN_REGISTERS
 
 
 def weights_a_word(dtype: str) -> int:

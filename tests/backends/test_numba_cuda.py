@@ -115,7 +115,7 @@ def test_rows_in_registers_and_in_shared_memory(quick, device, dtype):
     plan = forward.info["plan"]
     assert plan.warps > 1
     assert plan.rows + plan.extra == 33  # at most 32 in registers, the others four by four
-    assert plan.extra > 4 if device is NARROW else plan.extra == 4
+    assert plan.extra == 4 if device is HOPPER else plan.extra > 4  # older cards and few registers leave fewer for W
     few = replace(device, registers_per_thread=64, threads_per_block=256) if device is NARROW else device
     forward, _ = check("block", T=2, B=1, H=60, device=few, dtype=dtype, bound=ONE[dtype])
     assert (forward.info["plan"].extra > 0) == (device is NARROW)

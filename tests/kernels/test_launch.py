@@ -91,7 +91,7 @@ def test_plans_hold_or_say_what_is_too_small(device, H, B, dtype):
         try:
             plan = plan_persistent(device, H, B, dtype, barrier)
         except DoesNotFit as error:
-            refused = error.needs > error.has and 4 / words * H * H > 100 * 1024 * device.multiprocessors
+            refused = error.needs > error.has and 4 / words * H * H > 70 * 1024 * device.multiprocessors
             if not refused:
                 pytest.fail(f"W is small, or the numbers are wrong: {error}")
             continue
