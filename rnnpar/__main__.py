@@ -106,8 +106,11 @@ def time(options: argparse.Namespace) -> int:
     work = _work(options)
     if options.threads is not None and options.threads < 1:
         raise ValueError(f"threads is {options.threads}; it must be at least 1")
+    from rnnpar import doctor
     from rnnpar.study import compare
 
+    if disturbed := doctor.disturbance():
+        print(f"warning: {disturbed}; these times are of a loaded machine", file=sys.stderr)
     try:
         print(compare.compare(options.method, work, options.threads, options.baseline).report())
     except compare.NoTime as error:

@@ -20,6 +20,7 @@ def _peaks(monkeypatch):
     monkeypatch.setattr(registry, "_own", {})
     monkeypatch.setattr(model, "here", lambda: model.Model(simple_peaks(), 32))
     monkeypatch.setattr(machine, "cores_allowed", lambda: 2)
+    monkeypatch.setattr(doctor, "disturbance", str)  # a quiet machine
 
 
 def run(capsys, *arguments):
@@ -83,6 +84,13 @@ def test_time(capsys):
     assert [line.split()[0] for line in lines[1:4]] == ["serial/hoisted", "serial/naive", "serial/hoisted"]
     assert all("samples), " in line and "error to the oracle 0." in line for line in lines[1:3])
     assert " times as fast as serial/naive (" in lines[3]
+
+
+def test_time_says_that_the_machine_is_loaded(capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "disturbance", lambda: "other programs keep 1.5 of 2 cores busy")
+    status, lines, err = run(capsys, "time", "serial/hoisted", "8", "4", "1", "--baseline", "serial/naive")
+    assert (status, len(lines)) == (0, 5)
+    assert err == "warning: other programs keep 1.5 of 2 cores busy; these times are of a loaded machine\n"
 
 
 def test_a_wrong_method_gets_no_time(capsys):
