@@ -12,13 +12,14 @@
 # (-I: the checkout itself, which is the current folder, must not count as installed.)
 HAS_RNNPAR := import importlib.util as u, os, sys; s = u.find_spec("rnnpar"); \
   sys.exit(not (s and s.origin and u.find_spec("papermill") and os.path.samefile(os.path.dirname(s.origin), "rnnpar")))
-ACTIVE := $(firstword $(filter-out $(CURDIR)/.venv,$(VIRTUAL_ENV) $(CONDA_PREFIX)))
+# (subst, not filter-out, and quotes: there may be spaces in its path.)
+ACTIVE := $(or $(if $(subst $(CURDIR)/.venv,,$(VIRTUAL_ENV)),$(VIRTUAL_ENV)),$(CONDA_PREFIX))
 ifneq ($(ACTIVE),)
   ifneq ($(shell '$(ACTIVE)/bin/python' -I -c '$(HAS_RNNPAR)' 2>/dev/null && echo yes),yes)
     ACTIVE :=
   endif
 endif
-RUN := $(if $(ACTIVE),$(ACTIVE)/bin/python,.venv/bin/python)
+RUN := $(if $(ACTIVE),'$(ACTIVE)/bin/python',.venv/bin/python)
 READY := $(if $(ACTIVE),,.venv/.ready)
 
 SOURCES := $(shell find rnnpar -name '*.py' -o -name '*.yaml' -o -name '*.cuh')
@@ -71,7 +72,7 @@ mpi: $(READY)  ## measure what ranks cost: messages, and mpi's strategies beside
 
 # On a machine with a GPU, whatever Python is there: nothing is installed first. PYTHON=... names another.
 CHECKER := $(or $(filter-out default undefined,$(if $(filter command environment,$(origin PYTHON)),$(PYTHON))),$(if \
-  $(ACTIVE),$(ACTIVE)/bin/python),$(wildcard .venv/bin/python),python3)
+  $(ACTIVE),'$(ACTIVE)/bin/python'),$(wildcard .venv/bin/python),python3)
 check-gpu:  ## on a machine with a GPU: check every GPU method there, then measure; CHECK='--minutes 9 --only sweep'
 	$(CHECKER) -m rnnpar.study.check_gpu $(CHECK)
 

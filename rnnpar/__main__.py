@@ -12,6 +12,7 @@ import warnings
 from typing import TYPE_CHECKING, NoReturn
 
 from rnnpar import Unavailable
+from rnnpar.words import did_you_mean
 
 if TYPE_CHECKING:
     from rnnpar.work import Work
@@ -40,6 +41,9 @@ def parser() -> Parser:
         command.add_argument("--output", type=int, metavar="O", help="output size (default: H)")
         command.add_argument("--layers", type=int, default=1, metavar="L", help="stacked layers (default: 1)")
         command.add_argument("--threads", type=int, metavar="N", help="threads (default: the cores allowed)")
+    advise.add_argument("--gpu", default="", metavar="NAME",
+                        help="also what is predicted for this GPU, wherever it is: H100, H200, A100, T4, GTX 1650; "
+                        "without it, for the GPU of this machine, if it has one")  # fmt: skip
     time.add_argument("--baseline", default="", metavar="METHOD",
                       help="what to compare with (default: serial/compiled; for that one, serial/naive)")  # fmt: skip
     commands.add_parser("sweep", add_help=False, help="measure this machine; its options: `sweep --help`")
@@ -66,20 +70,35 @@ def methods(options: argparse.Namespace) -> int:
 def advise(options: argparse.Namespace) -> int:
     """What the model would take."""
     from rnnpar import advice, machine, model
-    from rnnpar.words import duration, ratio
 
     work = _work(options)
     threads = machine.cores_allowed() if options.threads is None else options.threads
+    gpu = advice.gpu_named(options.gpu, work) if options.gpu else advice.gpu_here(work)
     costs = model.here()
-    advised = advice.advise(costs, work, threads, machine.name())
+    advised = advice.advise(costs, work, threads, machine.name(), gpu)
+    for caution in advice.cautions(costs.peaks, work):
+        print(f"{caution}\n")
     print(f"{advised.sentence}\n{advised.details}\n")
-    wide = max(map(len, advised.seconds))
-    for name, seconds in advised.seconds.items():
-        over = ratio(seconds / advised.seconds[advised.method])
-        print(f"{name:{wide}}  {duration(seconds):>8} a call  {duration(seconds / work.T):>8} a step  {over:>5}×")
-    for caution in advice.cautions(costs.peaks):
-        print(f"\n{caution}")
+    best = advised.seconds[advised.method]
+    _predictions(advised.seconds, work.T, best)
+    if gpu:
+        print(f"\n{gpu.sentence}")
+    if gpu and not gpu.here:
+        _predictions(gpu.seconds, work.T, best)
+    print("\nNot considered:")
+    for line in advised.not_considered:
+        print(f"  {line}")
     return 0
+
+
+def _predictions(seconds: dict[str, float], steps: int, best: float) -> None:
+    """A line a method: a call, a step, and over what is advised."""
+    from rnnpar.words import duration, ratio
+
+    wide = max(map(len, seconds), default=0)
+    for name, a_call in seconds.items():
+        print(f"{name:{wide}}  {duration(a_call):>8} a call  {duration(a_call / steps):>8} a step  "
+              f"{ratio(a_call / best):>5}×")  # fmt: skip
 
 
 def time(options: argparse.Namespace) -> int:
@@ -87,8 +106,11 @@ def time(options: argparse.Namespace) -> int:
     work = _work(options)
     if options.threads is not None and options.threads < 1:
         raise ValueError(f"threads is {options.threads}; it must be at least 1")
+    from rnnpar import doctor
     from rnnpar.study import compare
 
+    if disturbed := doctor.disturbance():
+        print(f"warning: {disturbed}; these times are of a loaded machine", file=sys.stderr)
     try:
         print(compare.compare(options.method, work, options.threads, options.baseline).report())
     except compare.NoTime as error:
@@ -116,6 +138,10 @@ def main(arguments: list[str] | None = None) -> int:
             from rnnpar.study import sweep
 
             return sweep.main(arguments[1:])
+        if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+            known = (*COMMANDS, "sweep")
+            near = did_you_mean(arguments[0], known) or f"; there are: {', '.join(known)}"
+            return _complain(f"unknown command {arguments[0]!r}{near}")
         options = parser().parse_args(arguments)
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)

@@ -43,6 +43,12 @@ def prepare(net: RNN, method: str = "auto", **options: Any) -> Runner:
     if method == "auto" and options.get("dtype", "float32") not in ("float32", "bfloat16"):
         # A named method refuses it when it packs the weights; auto packs only when it has seen x.
         raise ValueError(f"dtype is {options['dtype']!r}; it must be 'float32' or 'bfloat16'")
+    needed = [name for name, default in known.items() if default is inspect.Parameter.empty and name != "threads"]
+    if missing := [name for name in needed if name not in options]:
+        raise TypeError(
+            f"{method} needs a value for {', '.join(missing)}, as in prepare(net, {method!r}, {missing[0]}=...); a "
+            "method takes the network and returns its forward pass, which takes x and h0"
+        )
     if "threads" in options or known.get("threads", 1) in (
         None,
         inspect.Parameter.empty,

@@ -214,6 +214,14 @@ def power(facts: Facts) -> list[Finding]:
     return found or [Finding(about, OK, known)]
 
 
+def disturbance() -> str:
+    """Who else is on this process's cores at this moment, in words; empty where nobody is. Looks for half a second."""
+    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    busy, stolen = _load(allowed)
+    found = others(Facts(cores_allowed=len(allowed), busy=busy, stolen=stolen))
+    return "; ".join(finding.found for finding in found if finding.level == WRONG)
+
+
 def others(facts: Facts) -> list[Finding]:
     """Other programs on the same cores, and other guests on the same host."""
     about, found = "load of others", []

@@ -40,6 +40,11 @@ def cores_allowed() -> int:
     return max(1, min(cores, int(quota))) if quota else cores
 
 
+def memory() -> int:
+    """Bytes of memory of this machine."""
+    return psutil.virtual_memory().total
+
+
 def _cgroup_quota() -> float | None:
     """Cores' worth of time that the control group allows (Linux, v2 or v1), or None."""
     try:
@@ -220,7 +225,7 @@ def describe() -> dict[str, Any]:
         "cpu": cpu(),
         "cores_allowed": cores_allowed(),
         "caches": caches(),
-        "memory_bytes": psutil.virtual_memory().total,
+        "memory_bytes": memory(),
         "gpu": gpu(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "blas": blas(),

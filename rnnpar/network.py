@@ -90,7 +90,13 @@ class RNN:
         if not layers:
             raise ValueError("layers is empty; a network has at least one layer")
         built = []
+        if isinstance(layers, Mapping):
+            raise TypeError(
+                "layers is one mapping; it must be a list of them, one a layer: [dict(W=..., U=..., b=...)]"
+            )
         for index, layer in enumerate(layers):
+            if not isinstance(layer, Mapping):
+                raise TypeError(f"layers[{index}] is a {type(layer).__name__}; it must be dict(W=..., U=..., b=...)")
             keys = set(layer)
             if keys != {"W", "U", "b"}:
                 raise ValueError(f"layers[{index}] has the keys {sorted(keys)}; it must have exactly W, U and b")
@@ -162,7 +168,10 @@ class RNN:
 
 def _weights(value: Any, name: str, ndim: int) -> np.ndarray:
     """`value` as a float32 array of its own memory order C, or an error that names it."""
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:  # rows of different lengths
+        raise ValueError(f"{name} is no array of {ndim} dimension(s): {error}") from None
     if array.dtype not in (np.float32, np.float64):
         raise TypeError(f"{name} has dtype {array.dtype}; it must be float32 or float64")
     if array.ndim != ndim or array.size == 0:

@@ -12,10 +12,18 @@ def reference(net: RNN, x: np.ndarray, h0: np.ndarray | None = None) -> tuple[np
 
     x (T,B,I) and h0 (L,B,H, zeros if None), any float dtype; returns y (T,B,O), the probabilities, and
     h (L,B,H), the last hidden state of each layer, both float64.
+    TypeError or ValueError where the network or a shape is wrong, with what would do.
     """
+    if not isinstance(net, RNN):
+        raise TypeError(f"net is a {type(net).__name__}; it must be an rnnpar.RNN, from RNN.from_arrays or the like")
     x = np.asarray(x, np.float64)
+    if x.ndim != 3 or x.shape[2] != net.input_size:
+        raise ValueError(f"x has shape {x.shape}; it must be (T, B, {net.input_size}): steps, batch, input_size")
     T, B, _ = x.shape
-    h = np.zeros((net.num_layers, B, net.hidden_size)) if h0 is None else np.array(h0, np.float64)
+    state = (net.num_layers, B, net.hidden_size)
+    h = np.zeros(state) if h0 is None else np.array(h0, np.float64)
+    if h.shape != state:
+        raise ValueError(f"h0 has shape {h.shape}; with this x it must be (num_layers, B, hidden_size) = {state}")
     layers = [(layer.W.astype(np.float64), layer.U.astype(np.float64), layer.b.astype(np.float64))
               for layer in net.layers]  # fmt: skip
     V, c = net.V.astype(np.float64), net.c.astype(np.float64)

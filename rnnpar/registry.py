@@ -20,6 +20,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from rnnpar.words import did_you_mean
+
 PACKAGE = Path(__file__).parent
 GPU_BACKENDS = ("numba_cuda", "cupy_gpu")
 
@@ -192,11 +194,14 @@ def methods() -> Methods:
 
 
 def find(name: str) -> Method:
-    """The method of that name. ValueError lists the names there are."""
-    for method in methods():
-        if method.name == name:
-            return method
-    raise ValueError(f"unknown method {name!r}; the methods are: auto, {', '.join(row.name for row in methods())}")
+    """The method of that name. ValueError says which are near it, or else lists the names there are."""
+    names = [method.name for method in methods()]
+    if name in names:
+        return methods()[names.index(name)]
+    near = did_you_mean(str(name), names)
+    if near:
+        raise ValueError(f"unknown method {name!r}{near} (`python -m rnnpar methods` lists them all)")
+    raise ValueError(f"unknown method {name!r}; the methods are: auto, {', '.join(names)}")
 
 
 def register(
@@ -221,6 +226,9 @@ def register(
         raise ValueError(
             f"name is {name!r}; the backends {', '.join(sorted(taken))} are the package's own: take another"
         )
+    for what, value in (("parallelises", parallelises), ("synchronises", synchronises)):
+        if not isinstance(value, str):
+            raise TypeError(f"{what} is a {type(value).__name__}; it must be some words")
     for what, value in (("function", function), ("predicts", predicts)):
         if not callable(value) and not (what == "predicts" and value is None):
             raise TypeError(f"{what} is a {type(value).__name__}; it must be a function")

@@ -12,6 +12,8 @@ import numpy as np
 from rnnpar import device_arrays, machine, registry
 from rnnpar.network import RNN
 
+MOST_THREADS = 256  # or four a core: some more than there are cores are only slow, a thousand take seconds a step
+
 
 class Runner:
     """One method, prepared for one network: `y, h = run(x, h0)`.
@@ -30,7 +32,11 @@ class Runner:
         self._takes_device_arrays = method.on_gpu
         self._zeros: dict[tuple[str, int], Any] = {}  # the initial state on the device, by kind of array and batch
         self._lock = threading.Lock()
+        self.checks_returned = method.function is not None  # what the package brings is held to it by its tests
         self._forward = method.load()(net, **options)
+        if not callable(self._forward):
+            raise TypeError(f"{self.method} returned a {type(self._forward).__name__} for the network; it must return "
+                            "the forward pass, a function (x, h0) -> (y, h)")  # fmt: skip
 
     @property
     def info(self) -> dict[str, Any]:
@@ -83,7 +89,10 @@ class Runner:
         if self._forward is None:
             raise RuntimeError(f"this {self.method} runner is closed; prepare a new one")
         if 0 not in x.shape[:2]:
-            return self._forward(x, h0)
+            returned = self._forward(x, h0)
+            if self.checks_returned and isinstance(x, np.ndarray):
+                check_returned(self.method, self.net, x, returned)
+            return returned
         if not getattr(self._forward, "root", True):
             return None, None
         shape = (*x.shape[:2], self.net.output_size)  # no steps or no sequences: nothing to compute, the state stays
@@ -119,6 +128,10 @@ def check_threads(threads: int | None) -> int:
         raise TypeError(f"threads is {threads!r}; it must be a whole number of at least 1")
     if threads < 1:
         raise ValueError(f"threads is {threads}; it must be at least 1 (this process may use {allowed} cores)")
+    most = max(MOST_THREADS, 4 * allowed)
+    if threads > most:
+        raise ValueError(f"threads is {threads:,}; this process may use {allowed} cores, and more than {most:,} "
+                         "threads would wait for each other without end")  # fmt: skip
     if threads > allowed:
         warnings.warn(
             f"threads={threads}, but this process may use {allowed} cores: the result is right, the time is not",
@@ -147,6 +160,21 @@ def check_input(net: RNN, x: np.ndarray, h0: np.ndarray | None) -> tuple[np.ndar
     elif h0.shape != state:
         raise ValueError(f"h0 has shape {h0.shape}; with this x it must be (num_layers, B, hidden_size) = {state}")
     return np.ascontiguousarray(x), np.ascontiguousarray(h0)
+
+
+def check_returned(method: str, net: RNN, x: Any, returned: Any) -> None:
+    """TypeError or ValueError unless a method of the user's own returned y (T,B,O) and h (L,B,H), both float32."""
+    if not isinstance(returned, tuple | list) or len(returned) != 2:
+        what = f"{len(returned)} values" if isinstance(returned, tuple | list) else f"a {type(returned).__name__}"
+        raise TypeError(f"the forward pass of {method} returned {what}; it must return y, h")
+    wanted = {"y": (*x.shape[:2], net.output_size), "h": (net.num_layers, x.shape[1], net.hidden_size)}
+    for (name, shape), array in zip(wanted.items(), returned, strict=True):
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"{method} returned {name} as a {type(array).__name__}; it must be a NumPy array {shape}")
+        if array.shape != shape or array.dtype != np.float32:
+            raise ValueError(
+                f"{method} returned {name} as {array.shape} of {array.dtype}; it must be {shape} of float32"
+            )
 
 
 def check_device_input(net: RNN, x: Any, h0: Any, device: int) -> Any:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 import numpy as np
+
+ALIKE = 0.6  # names whose parts are at least so much alike may be slips of each other
 
 
 def plain(value: float) -> str:
@@ -34,3 +39,28 @@ def duration(seconds: float) -> str:
         if value >= size * 0.999:
             return f"{float(f'{value / size:.2g}'):,.10g} {unit}"
     return f"{float(f'{1e9 * value:.2g}'):,.10g} ns"
+
+
+def gibibytes(size: float) -> str:
+    """Bytes as gibibytes: 0.5 GiB, 24 GiB, 37,000 GiB."""
+    return f"{short(size / 2**30)} GiB"
+
+
+def did_you_mean(given: str, names: Iterable[str]) -> str:
+    """ ": did you mean threads/rows or mpi/rows?", the names that `given` may be a slip of; empty where none is near.
+
+    A part of a name between its slashes counts as near: "rows" is what threads/rows and mpi/rows end in.
+    """
+    small = {name.lower(): name for name in names}
+    key = given.strip().lower()
+    near = [key] if key in small else [name for name in small if key in name.split("/")][:3]
+    best = max(small, key=lambda name: _alike(key, name), default="")
+    near = near or [best] * (_alike(key, best) >= ALIKE)
+    return f": did you mean {' or '.join(small[name] for name in near)}?" if near else ""
+
+
+def _alike(one: str, other: str) -> float:
+    """From 0 to 1: how alike two names are in the part that is least alike, between slashes."""
+    pairs = zip(*(name.split("/") for name in (one, other)), strict=False)
+    same_parts = one.count("/") == other.count("/")
+    return min(difflib.SequenceMatcher(None, *pair).ratio() for pair in (pairs if same_parts else [(one, other)]))

@@ -172,3 +172,18 @@ def test_nvidia_smi(tmp_path, monkeypatch, answer, wanted):
     (tmp_path / "nvidia-smi").write_text(answer)
     (tmp_path / "nvidia-smi").chmod(0o755)
     assert doctor._nvidia_smi() == wanted
+
+
+@pytest.mark.parametrize(
+    ("load", "said"),
+    [
+        ((0.0, 0.0), ""),
+        ((1.5, 0.0), "other programs keep 1.5 of "),
+        ((0.0, 0.3), "gave 30% of this virtual machine's time"),
+    ],
+)
+def test_who_else_is_on_the_cores_now(monkeypatch, load, said):
+    monkeypatch.setattr(doctor, "_load", lambda allowed: load)
+    found = doctor.disturbance()
+    assert said in found
+    assert bool(said) == bool(found)

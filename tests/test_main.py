@@ -20,6 +20,7 @@ def _peaks(monkeypatch):
     monkeypatch.setattr(registry, "_own", {})
     monkeypatch.setattr(model, "here", lambda: model.Model(simple_peaks(), 32))
     monkeypatch.setattr(machine, "cores_allowed", lambda: 2)
+    monkeypatch.setattr(doctor, "disturbance", str)  # a quiet machine
 
 
 def run(capsys, *arguments):
@@ -50,11 +51,28 @@ def test_advise_says_what_the_chapters_say(capsys, monkeypatch):
     assert status == 0
     wanted = advice.advise(model.here(), model.Work(T=100, B=1, I=64, H=256, O=256), 2, machine.name())
     assert lines[:2] == [wanted.sentence, wanted.details]
-    assert [line.split()[0] for line in lines[3:]] == list(wanted.seconds)
+    assert [line.split()[0] for line in lines[3 : 3 + len(wanted.seconds)]] == list(wanted.seconds)
+    assert lines[3 + len(wanted.seconds) :] == ["", "Not considered:", *(f"  {line}" for line in wanted.not_considered)]
     assert [line.split()[-1] for line in lines[3:] if line.startswith(f"{wanted.method} ")] == ["1.00×"]
     monkeypatch.setattr(tell, "cost_model", lambda name="": model.here())
     said = tell.advice(256, 100, 1, 64, 256, 1).data
     assert said.startswith(f"**{wanted.sentence}**\n\n{wanted.details}\n\n")
+
+
+def test_advise_says_what_is_predicted_of_a_gpu_that_is_named(capsys):
+    status, lines, err = run(capsys, "advise", "256", "100", "1", "--gpu", "h100")
+    assert (status, err) == (0, "")
+    said = "On a GPU, NVIDIA H100 80GB HBM3: predicted from data sheets and papers, not measured"
+    (start,) = (index for index, line in enumerate(lines) if line.startswith(said))
+    wanted = advice.gpu_named("H100", model.Work(T=100, B=1, I=256, H=256, O=256))
+    assert [line.split()[0] for line in lines[start + 1 : lines.index("Not considered:") - 1]] == list(wanted.seconds)
+
+
+def test_advise_warns_of_sizes_that_do_not_fit(capsys, monkeypatch):
+    monkeypatch.setattr(machine, "memory", lambda: 2**30)
+    _, lines, _ = run(capsys, "advise", "30000", "100", "1")
+    assert lines[0].startswith("It will not run here: weights, input and output of these sizes need 10 GiB, and this")
+    assert run(capsys, "advise", "300", "100", "1")[1][0].startswith("On ")
 
 
 def test_time(capsys):
@@ -66,6 +84,13 @@ def test_time(capsys):
     assert [line.split()[0] for line in lines[1:4]] == ["serial/hoisted", "serial/naive", "serial/hoisted"]
     assert all("samples), " in line and "error to the oracle 0." in line for line in lines[1:3])
     assert " times as fast as serial/naive (" in lines[3]
+
+
+def test_time_says_that_the_machine_is_loaded(capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "disturbance", lambda: "other programs keep 1.5 of 2 cores busy")
+    status, lines, err = run(capsys, "time", "serial/hoisted", "8", "4", "1", "--baseline", "serial/naive")
+    assert (status, len(lines)) == (0, 5)
+    assert err == "warning: other programs keep 1.5 of 2 cores busy; these times are of a loaded machine\n"
 
 
 def test_a_wrong_method_gets_no_time(capsys):
@@ -96,12 +121,25 @@ def test_auto_is_what_the_model_takes(capsys, monkeypatch):
     ("arguments", "said"),
     [
         ([], "the following arguments are required: COMMAND"),
-        (["nothing"], "invalid choice: 'nothing'"),
+        (["nothing"], "unknown command 'nothing'; there are: methods, advise, time, doctor, sweep"),
+        (["advice", "64", "8", "1"], "unknown command 'advice': did you mean advise?"),
+        (["advise", "64", "8", "1", "--gpu", "Z9"], "no GPU 'Z9' is written down; those that are: H100, H200, A100"),
+        (["advise", "-1", "8", "0"], "error: H is -1, B is 0: sizes"),
+        (
+            ["time", "serial/naive", "1000000", "8", "1"],
+            "weights, input and output of these sizes need 45,000 GiB, and",
+        ),
+        (["time", "serial/naive", "8", "8", "1", "--threads", "100000"], "serial/naive takes no threads"),
+        (["time", "threads/row", "8", "8", "1"], "unknown method 'threads/row': did you mean threads/rows? ("),
+        (["time", "Rows", "8", "8", "1"], "did you mean threads/rows or mpi/rows? ("),
         (["advise", "64", "x", "1"], "argument T: invalid int value: 'x'"),
         (["advise", "64", "8"], "the following arguments are required: B"),
         (["advise", "64", "0", "1"], "T is 0: sizes are whole numbers of at least 1."),
         (["advise", "64", "8", "1", "--threads", "9"], "threads is 9; the peaks of"),
-        (["time", "serial/none", "64", "8", "1"], "unknown method 'serial/none'; the methods are: auto, serial/naive"),
+        (
+            ["time", "one/two", "64", "8", "1"],
+            "unknown method 'one/two'; the methods are: auto, serial/naive, serial/h",
+        ),
         (["time", "serial/naive", "8", "8", "1", "--threads", "2"], "serial/naive takes no threads"),
         (["time", "serial/naive", "8", "8", "1", "--threads", "0"], "threads is 0; it must be at least 1"),
         (["time", "serial/naive", "8", "8", "1", "--baseline", "serial/naive"], "the baseline is serial/naive itself"),

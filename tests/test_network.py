@@ -144,3 +144,13 @@ def test_from_torch_gives_what_torch_gives():
     y, state = rnnpar.reference(RNN.from_torch(rnn, linear), x)
     assert np.allclose(y, wanted, atol=1e-6)
     assert np.allclose(state, last.numpy(), atol=1e-6)
+
+
+def test_layers_of_another_form():
+    layers, V, c = arrays()
+    with pytest.raises(TypeError, match="layers is one mapping; it must be a list"):
+        RNN.from_arrays(layers[0], V, c)
+    with pytest.raises(TypeError, match=r"layers\[0\] is a tuple; it must be dict"):
+        RNN.from_arrays([tuple(layers[0].values())], V, c)
+    with pytest.raises(ValueError, match=r"layers\[0\]\['W'\] is no array of 2 dimension"):
+        RNN.from_arrays([layers[0] | {"W": [[1.0, 2.0], [3.0]]}], V, c)

@@ -59,6 +59,37 @@ def test_a_registered_method_is_one_of_the_methods():
         rnnpar.prepare(net, "mine/right")
 
 
+@pytest.mark.parametrize(
+    ("returns", "error", "said"),
+    [
+        (lambda x, h0: x, TypeError, "the forward pass of mine/odd returned a ndarray; it must return y, h"),
+        (lambda x, h0: None, TypeError, "the forward pass of mine/odd returned a NoneType"),
+        (lambda x, h0: (h0, h0, h0), TypeError, "returned 3 values"),
+        (lambda x, h0: ([1.0], h0), TypeError, r"returned y as a list; it must be a NumPy array \(6, 2, 4\)"),
+        (lambda x, h0: (h0, h0), ValueError, r"y as \(1, 2, 5\) of float32; it must be \(6, 2, 4\) of float32"),
+        (lambda x, h0: (np.zeros((6, 2, 4)), h0), ValueError, r"y as \(6, 2, 4\) of float64"),
+        (lambda x, h0: (np.zeros((6, 2, 4), np.float32), h0[0]), ValueError, r"h as \(2, 5\) of float32"),
+    ],
+)
+def test_what_a_method_of_your_own_returns_is_looked_at(returns, error, said):
+    rnnpar.register("mine/odd", lambda net: returns)
+    net = rnnpar.RNN.random(3, 5, 4)
+    with pytest.raises(error, match=said):
+        rnnpar.prepare(net, "mine/odd")(random_input(net, 6, 2))
+
+
+def test_a_forward_pass_in_place_of_a_method():
+    net = rnnpar.RNN.random(3, 5, 4)
+    rnnpar.register("mine/passed", right(net, 1))  # the pass of one network, where what makes it was meant
+    with pytest.raises(TypeError, match=r"mine/passed needs a value for h0, as in prepare\(net, 'mine/passed', h0="):
+        rnnpar.prepare(net, "mine/passed")
+    rnnpar.register("mine/nothing", lambda net: None)
+    with pytest.raises(TypeError, match="mine/nothing returned a NoneType for the network; it must return the forward"):
+        rnnpar.prepare(net, "mine/nothing")
+    with pytest.raises(TypeError, match="parallelises is a int; it must be some words"):
+        rnnpar.register("mine/words", right, 3)
+
+
 def test_registering_again_replaces_and_has_a_source_of_its_own(function):
     one = rnnpar.register("mine/first", function("one", "a = 1"))
     assert measure.source("mine/first") == one.source_hash()

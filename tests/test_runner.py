@@ -63,6 +63,13 @@ def test_an_unavailable_method_says_what_to_install(monkeypatch):
         (lambda: rnnpar.prepare(NET, "serial/naive", threads=2), TypeError, "takes no option threads; it takes: none"),
         (lambda: rnnpar.prepare(NET, "threads/rows", thread=2), TypeError, "no option thread; it takes: threads"),
         (lambda: rnnpar.prepare(NET, "threads/rows", threads=0), ValueError, "threads is 0; it must be at least 1"),
+        (
+            lambda: rnnpar.prepare(NET, "threads/rows", threads=100_000),
+            ValueError,
+            "threads is 100,000; this process may",
+        ),
+        (lambda: rnnpar.prepare(NET, threads=100_000), ValueError, "more than .* threads would wait for each other"),
+        (lambda: rnnpar.prepare(NET, "Threads/Rows"), ValueError, "did you mean threads/rows"),
         (lambda: rnnpar.prepare(NET, "threads/rows", threads=-3), ValueError, "threads is -3"),
         (lambda: rnnpar.prepare(NET, "threads/rows", threads=1.5), TypeError, "threads is 1.5"),
         (lambda: rnnpar.prepare(NET, "threads/rows", threads=True), TypeError, "threads is True"),

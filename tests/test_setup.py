@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -82,3 +84,23 @@ def test_make_help_lists_every_target(target):
 def test_clean_leaves_results_alone():
     done = subprocess.run(["make", "-n", "clean"], cwd=ROOT, capture_output=True, text=True, timeout=20, check=True)
     assert "data" not in done.stdout
+
+
+def lab_with(**variables: str) -> str:
+    """What `make lab` would run, with these variables of an active environment."""
+    others = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "CONDA_PREFIX")}
+    command = ["make", "-n", "lab"]
+    return subprocess.run(command, cwd=ROOT, env=others | variables, capture_output=True, text=True, timeout=20).stdout
+
+
+def test_an_active_environment_with_rnnpar_is_used_whatever_its_path(tmp_path):
+    active = tmp_path / "an environment"
+    active.symlink_to(sys.prefix)
+    for variable in ("VIRTUAL_ENV", "CONDA_PREFIX"):
+        assert f"'{active}/bin/python' -m jupyterlab" in lab_with(**{variable: str(active)})
+
+
+def test_an_active_environment_without_rnnpar_is_left_alone(tmp_path):
+    (tmp_path / "bin").mkdir()
+    for path in (tmp_path, ROOT / ".venv"):
+        assert " .venv/bin/python -m jupyterlab" in lab_with(VIRTUAL_ENV=str(path))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rnnpar import machine, model, registry
+from rnnpar.advice import too_large
 from rnnpar.study import measure, store
 from rnnpar.study.plots import Median, median
 from rnnpar.words import duration, plain, ratio, short
@@ -62,6 +63,8 @@ def compare(method: str, work: model.Work, threads: int | None = None, baseline:
     cores = threads or machine.cores_allowed()
     point = measure.Point("random", work.H, work.I, work.O, work.T, work.B, work.layers)
     asked = method
+    if large := too_large(work, machine.memory(), times=4):  # in float32, and in the oracle's float64
+        raise NoTime(f"{large} (the oracle's, in double precision, are counted)")
     if asked == "auto":
         method = model.fastest(measure.build(point)[0], work.T, work.B, cores)
     baseline = baseline or next(name for name in BASELINES if name != method)

@@ -112,7 +112,6 @@ def run(
     check_profile(profile)
     if scheduler:
         return _cluster().run(profile, scheduler, share)
-    store.save_machine(machine.describe())
     with measure.alone():
         peaks.here()  # what the chapters' predictions are made from, measured while nothing else runs
     planned = plan(profile)
@@ -120,6 +119,9 @@ def run(
     wanted = remaining(planned, stored)
     todo = sum(map(len, wanted.values()))
     skipped = sum(map(len, planned.values())) - todo
+    changes = todo or not finished(experiment)  # else nothing is written: what was measured keeps its date
+    if changes:
+        store.save_machine(machine.describe())
     print(f"{experiment} on {machine.name()}: {todo} points to measure, {skipped} stored already", flush=True)
     rng = np.random.default_rng(seed)
     points = list(wanted)
@@ -132,7 +134,8 @@ def run(
                 rows = measure.measure_group(point, wanted[point], samples, budget_s, rng, limit_s)
             store.append([row for row in rows if not known_unsupported(row, stored)], experiment)
             bar.update(len(wanted[point]))
-    store.update_machine("measured", {experiment: datetime.now(UTC).isoformat(timespec="seconds")})
+    if changes:
+        store.update_machine("measured", {experiment: datetime.now(UTC).isoformat(timespec="seconds")})
     return [machine.name()]
 
 

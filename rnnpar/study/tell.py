@@ -20,7 +20,7 @@ from IPython.display import Markdown, display
 
 import rnnpar
 from rnnpar import machine, model, registry
-from rnnpar.advice import advise, cautions, check_sizes
+from rnnpar.advice import advise, cautions, check_sizes, gpu_here
 from rnnpar.kernels.tile import WIDTH
 from rnnpar.network import RNN
 from rnnpar.peaks import VERSION as PEAKS_VERSION
@@ -1296,11 +1296,16 @@ def advice(H: int, T: int, B: int, I: int, O: int, layers: int = 1, name: str = 
         if costs is None:
             return Markdown(f"No advice: the peaks of {where} are not measured; `rnnpar.prepare(net)` measures them.")
         threads = threads or max(int(n) for n in costs.peaks["launch"])
-        advised = advise(costs, work, threads, where)
+        gpu = gpu_here(work) if where == machine.name() else None
+        advised = advise(costs, work, threads, where, gpu)
     except ValueError as error:
         return Markdown(str(error))
     best = advised.seconds[advised.method]
     lines = [(f"`{method}`", plots.duration(value), plots.short(1e6 * value / T), f"{plots.ratio(value / best)}×")
              for method, value in advised.seconds.items()]  # fmt: skip
     table = _table(("method", "predicted time of a call", "µs a step", "over the advice"), lines).data
-    return Markdown("\n\n".join([f"**{advised.sentence}**", advised.details, table, *cautions(costs.peaks)]))
+    told = [gpu.sentence] if gpu else []
+    left_out = "\n".join(["Not considered:", "", *(f"- {line}" for line in advised.not_considered)])
+    size = work if where == machine.name() else None
+    return Markdown("\n\n".join([f"**{advised.sentence}**", advised.details, table, *told, left_out,
+                                 *cautions(costs.peaks, size)]))  # fmt: skip

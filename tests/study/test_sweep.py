@@ -171,14 +171,18 @@ def each_point_once(experiment="tiny", points=8) -> None:
     assert set(firsts.values()) == {1}
 
 
-def test_a_sweep_measures_each_point_once(capsys):
+def test_a_sweep_measures_each_point_once(capsys, monkeypatch):
     assert not sweep.finished("tiny")
     sweep.run(**TINY)
     assert "8 points to measure, 0 stored already" in capsys.readouterr().out
     each_point_once()
     assert sweep.finished("tiny")
     assert store.load_machine(machine.name())["cpu"] == machine.cpu()
+    files = {file: file.read_bytes() for file in store.results_folder().iterdir() if file.is_file()}
+    monkeypatch.setattr(machine, "describe", lambda: {"cpu": "another day's"})
+    monkeypatch.setattr(store, "update_machine", lambda *_: pytest.fail("nothing was measured"))
     sweep.run(**TINY)
+    assert {file: file.read_bytes() for file in files} == files  # what was measured keeps its date, and its machine
     assert "0 points to measure, 8 stored already" in capsys.readouterr().out
     each_point_once()
     assert sweep.summary("tiny").to_dict() == {"ok": {"serial/hoisted": 4, "serial/naive": 4}}
