@@ -52,6 +52,7 @@ BOUND = 1e-5  # the largest error to be expected of an answer that is returned
 TOLERANCES = {"deer": (1e-6, 1e-7), "segments": (1e-6, 1e-7, 0.0), "quasi_deer": (5e-7, 1e-7), "jacobi": (5e-7, 0.0)}
 TOLERANCES_64 = (1e-9, 1e-14, 0.0)
 MEMORY = 0.5  # the share of the memory free at the time of a call that the call may take
+EPSILON = float(np.finfo(np.float32).eps)
 KEPT_NOISE = 1024  # signs drawn once, from which the rounding errors of `growth` are taken
 
 
@@ -197,7 +198,7 @@ class InTime:
     """`forward(x, h0)` of one strategy; `info` says of the last call:
 
     iterations (corrections of the window and layer that needed most), evaluations (of all steps, summed up over
-    windows and layers, as a share of one pass: the work), residual, error (estimated, of a hidden state), exponent
+    windows and layers, as a share of one pass: the work), residual, error (estimated: see `_Sums.grown`), exponent
     (the largest Lyapunov exponent, a step), window, windows, segments, bytes (predicted peak), residuals (of the
     window with the most iterations, one after each), seconds (by part), engine.
     """
@@ -220,6 +221,7 @@ class InTime:
         module = array_module or ("numpy" if dtype == "float64" else None)
         self.engine = Arrays(net, module, dtype, damping) if module else Threads(net, threads, damping)
         self.is_arrays = bool(module)
+        self.out_gain = max(1.0, float(np.linalg.norm(net.V)) / math.sqrt(net.output_size))  # of an error in h, in V h
         # Rounding leaves the more of a residual the larger the products are that it is the difference of.
         self.scales = [max(1.0, float(np.abs(layer.W).sum(axis=1).max()) / 5) for layer in net.layers]
         self.plans: dict[tuple[int, int], Plan] = {}
@@ -254,8 +256,10 @@ class InTime:
             state.solved(residuals, steps, first=not before)
             if math.isnan(residuals[-1]):
                 raise ValueError(f"x or h0 leads to NaN in layer {layer}: an iteration cannot converge on that")
-            growth, error = state.time("check", self.engine.growth, plan, layer, steps)
-            found = state.grown(layer, growth, error, steps, below * self.engine.gain[layer])
+            noise = scan.ROUNDING * (np.finfo(np.float32 if self.itemsize == 4 else np.float64).eps / EPSILON)
+            rough = scale - 1 + below * self.engine.gain[layer] / noise
+            sums = state.time("check", self.engine.growth, plan, layer, steps, noise, rough)
+            found = state.grown(layer, sums, steps, self.out_gain if layer == self.net.num_layers - 1 else 1.0)
             if found <= BOUND and residuals[-1] <= BOUND:
                 return state.keep(layer)
             if len(residuals) > most:
@@ -302,7 +306,8 @@ class _Sums:
         self.T, self.B = plan.T, plan.B
         self.logs = np.zeros((layers, plan.B))  # of how far an error grows from the first step on
         self.errors = np.zeros((layers, plan.B))  # carried into the window at hand
-        self.trial = (self.logs[0], self.errors[0], 0.0)
+        self.squares = np.zeros(layers)  # sums over steps and sequences of the errors' mean squares
+        self.trial = (self.logs[0], self.errors[0], 0.0, 0.0)
         self.done = np.zeros(layers)
         self.info: dict[str, Any] = dict(
             iterations=0, evaluations=0.0, residual=0.0, error=0.0, exponent=-math.inf, window=plan.window,
@@ -326,24 +331,31 @@ class _Sums:
             self.info["iterations"], self.info["residuals"] = self.count, self.history
         self.info["evaluations"] += len(residuals) * steps / self.T
 
-    def grown(self, layer: int, growth: np.ndarray, error: np.ndarray, steps: int, below: float) -> float:
-        """The error to be expected at its worst in this window: growth and error (S,B) of its segments, in order."""
+    def grown(self, layer: int, sums: np.ndarray, steps: int, gain: float) -> float:
+        """The error to be expected so far, from what `growth_body` found of this window's segments (5,S,B), in order.
+
+        As all errors are measured here: the root mean square over all steps of the call (`gain` times that for what
+        is to come of it in y), or that of the last state, if larger.
+        """
         carried = self.errors[layer].copy()
-        worst = scan.carry_errors(growth, error, carried)
-        logs = self.logs[layer] + growth.sum(axis=0)
-        self.trial = logs, carried, worst + below
+        total = scan.carry_errors(sums, carried)
+        logs = self.logs[layer] + sums[scan.GROWTH].sum(axis=0)
+        typical = gain * math.sqrt((self.squares[layer] + total) / (self.T * self.B))
+        found = float(np.maximum(typical, carried.max()))  # a NaN in either stays one
+        found = found if found >= 0 else math.inf
+        self.trial = logs, carried, self.squares[layer] + total, math.sqrt(total / (steps * self.B))
         exponents = [self.logs[i].max() / self.done[i] for i in range(len(self.done)) if i != layer and self.done[i]]
         self.info["exponent"] = float(max([logs.max() / (self.done[layer] + steps), *exponents]))
-        self.info["error"] = max(self.info["error"], worst + below) if worst + below <= BOUND else worst + below
+        self.info["error"] = max(self.info["error"], found) if found <= BOUND else found
         self.info["residual"] = max(self.info["residual"], self.history[-1])
         self.steps = steps
-        return worst + below
+        return found
 
     def keep(self, layer: int) -> float:
-        """The window's answer was taken: the next window goes on from its errors. Returns the largest."""
-        self.logs[layer], self.errors[layer], worst = self.trial
+        """The window's answer was taken: the next one goes on from its errors. Returns their root mean square in it."""
+        self.logs[layer], self.errors[layer], self.squares[layer], typical = self.trial
         self.done[layer] += self.steps
-        return worst
+        return typical
 
     def finish(self) -> None:
         self.info["evaluations"] /= len(self.done)
@@ -440,16 +452,17 @@ class Threads:
         )  # fmt: skip
         return history[: int(history[most + 1]) + 1].tolist()
 
-    def growth(self, plan: Plan, layer: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    def growth(self, plan: Plan, layer: int, steps: int, noise: float, rough: float) -> np.ndarray:
+        """How the segments carry errors on, (5,S,B): see scan.growth_body. `rough`: in units of `noise`."""
         _, w, _ = self.packed.table[layer]
         n = min(plan.n, steps)
         S = -(-steps // n)
-        growth, error = np.zeros(S * plan.B), np.zeros(S * plan.B)
+        sums = np.zeros((5, S * plan.B))
         self.team_of["growth"].run(
-            self.g, self.r, self.noise, self.packed.panels, w, self.scratch, growth, error,
+            self.g, self.r, self.noise, np.float32(noise * rough), self.packed.panels, w, self.scratch, sums,
             S, n, steps, plan.B, self.net.hidden_size, plan.ld, self.keep,
         )  # fmt: skip
-        return growth.reshape(S, plan.B), error.reshape(S, plan.B)
+        return sums.reshape(5, S, plan.B)
 
     def end(self, layer: int, steps: int, h: np.ndarray) -> None:
         """The last state of the window begins the next one."""
@@ -520,14 +533,15 @@ class Arrays:
             )
         return residuals
 
-    def growth(self, plan: Plan, layer: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
-        S, size = min(plan.S, steps), scan.ROUNDING * np.finfo(self.dtype).eps / np.finfo(np.float32).eps
-        signs = np.random.default_rng(0).choice([-size, size], (S, 1, self.net.hidden_size))
+    def growth(self, plan: Plan, layer: int, steps: int, noise: float, rough: float) -> np.ndarray:
+        S = min(plan.S, steps)
+        signs = np.random.default_rng(0).choice([-noise, noise], (S, 1, self.net.hidden_size))
         with one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
             found = scan_arrays.growth(
-                self.xp, self.layers[layer][0], self.g / self.keep, self.r, self.xp.asarray(signs, self.dtype), S
-            )
-        return tuple(np.asarray(a.get() if self.on_gpu else a, np.float64) for a in found)
+                self.xp, self.layers[layer][0], self.g / self.keep, self.r, self.xp.asarray(signs, self.dtype),
+                self.dtype.type(rough), S,
+            )  # fmt: skip
+        return np.asarray(found.get() if self.on_gpu else found, np.float64)
 
     def end(self, layer: int, steps: int, h: np.ndarray) -> None:
         self.state[layer] = self.h[-1].copy()
