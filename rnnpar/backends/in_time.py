@@ -224,6 +224,8 @@ class InTime:
         self.out_gain = max(1.0, float(np.linalg.norm(net.V)) / math.sqrt(net.output_size))  # of an error in h, in V h
         # Rounding leaves the more of a residual the larger the products are that it is the difference of.
         self.scales = [max(1.0, float(np.abs(layer.W).sum(axis=1).max()) / 5) for layer in net.layers]
+        norms = [float(np.linalg.norm(layer.W)) / math.sqrt(net.hidden_size) for layer in net.layers]
+        self.rough = [max(0.0, norm / 2 - 1) for norm in norms]  # and before a tanh the rounding is larger as well
         self.plans: dict[tuple[int, int], Plan] = {}
         self.info: dict[str, Any] = {}
 
@@ -257,7 +259,7 @@ class InTime:
             if math.isnan(residuals[-1]):
                 raise ValueError(f"x or h0 leads to NaN in layer {layer}: an iteration cannot converge on that")
             noise = scan.ROUNDING * (np.finfo(np.float32 if self.itemsize == 4 else np.float64).eps / EPSILON)
-            rough = scale - 1 + below * self.engine.gain[layer] / noise
+            rough = self.rough[layer] + below * self.engine.gain[layer] / noise
             sums = state.time("check", self.engine.growth, plan, layer, steps, noise, rough)
             found = state.grown(layer, sums, steps, self.out_gain if layer == self.net.num_layers - 1 else 1.0)
             if found <= BOUND and residuals[-1] <= BOUND:
@@ -332,7 +334,7 @@ class _Sums:
         self.info["evaluations"] += len(residuals) * steps / self.T
 
     def grown(self, layer: int, sums: np.ndarray, steps: int, gain: float) -> float:
-        """The error to be expected so far, from what `growth_body` found of this window's segments (5,S,B), in order.
+        """The error to be expected so far, from what `growth_body` found of this window's segments (6,S,B), in order.
 
         As all errors are measured here: the root mean square over all steps of the call (`gain` times that for what
         is to come of it in y), or that of the last state, if larger.
@@ -453,16 +455,16 @@ class Threads:
         return history[: int(history[most + 1]) + 1].tolist()
 
     def growth(self, plan: Plan, layer: int, steps: int, noise: float, rough: float) -> np.ndarray:
-        """How the segments carry errors on, (5,S,B): see scan.growth_body. `rough`: in units of `noise`."""
+        """How the segments carry errors on, (6,S,B): see scan.growth_body. `rough`: in units of `noise`."""
         _, w, _ = self.packed.table[layer]
         n = min(plan.n, steps)
         S = -(-steps // n)
-        sums = np.zeros((5, S * plan.B))
+        sums = np.zeros((6, S * plan.B))
         self.team_of["growth"].run(
             self.g, self.r, self.noise, np.float32(noise * rough), self.packed.panels, w, self.scratch, sums,
             S, n, steps, plan.B, self.net.hidden_size, plan.ld, self.keep,
         )  # fmt: skip
-        return sums.reshape(5, S, plan.B)
+        return sums.reshape(6, S, plan.B)
 
     def end(self, layer: int, steps: int, h: np.ndarray) -> None:
         """The last state of the window begins the next one."""

@@ -37,7 +37,7 @@ WARM = 24  # steps in which a tangent turns towards the direction that grows fas
 ROUNDING = 1.5e-7  # what a step's product, sum and tanh in float32 may add to the error of a state
 BLOCK = 64  # rows of one product in `evaluate`: they stay in the first cache from the product to the residual
 STALLED = 30  # iterations without a smaller residual, after which one below SMALL is as small as it gets
-GROWTH, THROUGH, SINCE, ERROR, WITHIN = range(5)  # what `growth_body` finds of each segment and sequence
+GROWTH, THROUGH, SINCE, START, ERROR, WITHIN = range(6)  # what `growth_body` finds of each segment and sequence
 SMALL = 2e-6  # times the largest row sum of |W| where that is above 5: so much may rounding leave of a residual
 
 
@@ -423,15 +423,15 @@ def solve_region(
 
 @jit()
 def growth_body(rank, size, g, r, noise, rough, panels, w, scratch, found, S, n, T, B, H, ld, keep):
-    """How each segment carries errors on, in rows of `found` (5,S*B): what is new at its end, and what passes through.
+    """How each segment carries errors on, in rows of `found` (6,S*B): what is new at its end, and what passes through.
 
-    Two tangents run along the segment. The first begins with 0 and gathers what the residuals r and the rounding
-    (`noise`) of each step add, `rough` times a sign before the tanh: the linear estimate of the error. Row ERROR is
-    its root mean square over H at the segment's end; row WITHIN the sum of its mean squares over all steps, since
-    what has grown may have faded again at the end. The second has any direction, and WARM steps before the segment to
-    find the one that grows fastest: the logarithm of its growth (row GROWTH), a step, is the largest Lyapunov
-    exponent, and row THROUGH is the sum over the steps of its growth so far, squared. It stops early where nothing is
-    left of any error. Row SINCE is of use here only.
+    Two tangents run along the segment, and through the WARM steps before it. The first begins with 0 and gathers what
+    the residuals r and the rounding (`noise`) of each step add, `rough` times a sign before the tanh: the linear
+    estimate of the error. Rows START and ERROR are its root mean square over H where the segment begins and ends; row
+    WITHIN is the sum of its mean squares over all steps, since what has grown may have faded again at the end. The
+    second has any direction, and turns towards the one that grows fastest: the logarithm of its growth (row GROWTH),
+    a step, is the largest Lyapunov exponent, and row THROUGH is the sum over the steps of its growth so far, squared.
+    It stops early where nothing is left of any error. Row SINCE is of use here only.
     """
     s0, s1 = S * rank // size, S * (rank + 1) // size
     width = B * ld
@@ -446,6 +446,7 @@ def growth_body(rank, size, g, r, noise, rough, panels, w, scratch, found, S, n,
     for i in range(-WARM, n):
         if i == 0:
             for row in range(rows):
+                found[START, s0 * B + row] = np.sqrt(_squares(view(state, row * ld, H)) / H)
                 _normalise(view(state, half + row * ld, ld))
         for q in range(ld // WIDTH):
             multiply(state, 0, ld, (1 + both) * rows, H, panels, w + q * H * WIDTH, zero, 0, 0, product, q * WIDTH, ld)
@@ -453,15 +454,15 @@ def growth_body(rank, size, g, r, noise, rough, panels, w, scratch, found, S, n,
             t = s * n + i
             if 0 <= t < T:
                 here, slope = (s - s0) * width, view(g, t * width, width)
-                if i >= 0:
-                    luck, new = view(noise, 37 * t % (noise.size - width), width), view(r, t * width, width)
-                    _gather(slope, view(product, here, width), new, luck, view(state, here, width), keep, rough)
-                    for j in range(B):
-                        found[WITHIN, s * B + j] += _squares(view(state, here + j * ld, H)) / H
+                luck, new = view(noise, 37 * t % (noise.size - width), width), view(r, t * width, width)
+                _gather(slope, view(product, here, width), new, luck, view(state, here, width), keep, rough)
                 if both:
                     _stretch(slope, view(product, half + here, width), view(state, half + here, width), keep)
+                if i >= 0:
                     for j in range(B):
-                        found[SINCE, s * B + j] += _squares(view(state, half + here + j * ld, H))
+                        found[WITHIN, s * B + j] += _squares(view(state, here + j * ld, H)) / H
+                        if both:
+                            found[SINCE, s * B + j] += _squares(view(state, half + here + j * ld, H))
         if both and (i % LOOK == LOOK - 1 or i == n - 1):
             most = -np.inf
             for row in range(rows):
@@ -469,8 +470,8 @@ def growth_body(rank, size, g, r, noise, rough, panels, w, scratch, found, S, n,
                 if i >= 0:
                     sums[THROUGH] += np.exp(2 * sums[GROWTH]) * sums[SINCE]
                     sums[GROWTH] += np.log(length)
+                    sums[SINCE] = 0.0
                     most = max(most, sums[GROWTH])
-                sums[SINCE] = 0.0
             if i >= WARM and most < NOTHING:
                 both = False
                 for row in range(rows):
@@ -506,7 +507,7 @@ def _normalise(v):
 
 @jit()
 def carry_errors(found, carried):
-    """The errors of the segments (5,S,B) one after another, from those `carried` into the first (B), which become
+    """The errors of the segments (6,S,B) one after another, from those `carried` into the first (B), which become
     those carried out of the last. Returns the sum of the mean squares over all steps and sequences; NaN or infinity
     where one is.
     """
@@ -514,10 +515,11 @@ def carry_errors(found, carried):
     for s in range(found.shape[1]):
         for j in range(len(carried)):
             total += found[WITHIN, s, j]
-            if carried[j] != 0:  # nothing is carried through, however fast it would have grown
-                total += carried[j] ** 2 * found[THROUGH, s, j]
-                carried[j] *= np.exp(found[GROWTH, s, j])
-            carried[j] += found[ERROR, s, j]
+            older = carried[j] - found[START, s, j]  # than WARM steps: the others the segment has seen itself
+            carried[j] = found[ERROR, s, j]
+            if not older <= 0:
+                total += older**2 * found[THROUGH, s, j]
+                carried[j] += older * np.exp(found[GROWTH, s, j])
     return total
 
 

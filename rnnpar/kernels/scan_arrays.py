@@ -19,6 +19,7 @@ from rnnpar.kernels.scan import (
     LOOK,
     SINCE,
     STALLED,
+    START,
     THROUGH,
     WARM,
     WITHIN,
@@ -156,7 +157,7 @@ def solve(
 
 
 def growth(xp: ModuleType, W: Array, g: Array, r: Array, noise: Array, rough: float, S: int) -> Array:
-    """As `scan.growth_body`: how each segment carries errors on, (5,S,B), in the rows that it names.
+    """As `scan.growth_body`: how each segment carries errors on, (6,S,B), in the rows that it names.
 
     noise: (S,B,H), of the size of a rounding error; its sign is drawn anew in each step by rolling it. `rough`: how
     much more of it there is before the tanh.
@@ -164,25 +165,29 @@ def growth(xp: ModuleType, W: Array, g: Array, r: Array, noise: Array, rough: fl
     T, B, H = r.shape
     n = -(-T // S)
     S = -(-T // n)
-    error = xp.zeros((S, B, H), r.dtype)
-    tangent = _normalised(xp, noise[:S] + 0 * error)[0]
+    found = xp.zeros((6, S, B), r.dtype)
+    tangents = xp.zeros((2, S, B, H), r.dtype)  # the error, and a direction
+    error, direction = tangents
+    direction[:] = _normalised(xp, noise[:S] + 0 * direction)[0]
     starts = xp.arange(S) * n
     for i in range(-WARM, 0):
         live = -(i // n)  # the first segment that has a step i: before it, time had not begun
-        tangent[live:] = g[starts[live:] + i] * times(tangent[live:], W)
-        tangent = _normalised(xp, tangent)[0]
+        t, luck = starts[live:] + i, xp.roll(noise[live:S], 7 * i, axis=2)
+        tangents[:, live:] = times(tangents[:, live:], W) * g[t]
+        error[live:] += g[t] * (rough * luck) + r[t] + luck
+        direction[:] = _normalised(xp, direction)[0]
+    found[START] = xp.sqrt((error * error).mean(axis=2))
     g, r = segments_of(xp, g, S, n), segments_of(xp, r, S, n)
-    found = xp.zeros((5, S, B), r.dtype)
     steps_in_last = T - (S - 1) * n
     for i in range(n):
         live = S if i < steps_in_last else S - 1
-        luck = xp.roll(noise[:S], 7 * i, axis=2)
-        tangent[:live] = g[i, :live] * times(tangent, W)[:live]
-        error[:live] = (g[i] * (times(error, W) + rough * luck) + r[i] + luck)[:live]
-        found[SINCE, :live] += (tangent * tangent).sum(axis=2)[:live]
+        luck = xp.roll(noise[:live], 7 * i, axis=2)
+        tangents[:, :live] = times(tangents[:, :live], W) * g[i, :live]
+        error[:live] += g[i, :live] * (rough * luck) + r[i, :live] + luck
+        found[SINCE, :live] += (direction * direction).sum(axis=2)[:live]
         found[WITHIN, :live] += (error * error).mean(axis=2)[:live]
         if i % LOOK == LOOK - 1 or i == n - 1:
-            tangent, length = _normalised(xp, tangent)
+            direction[:], length = _normalised(xp, direction)
             found[THROUGH] += xp.exp(2 * found[GROWTH]) * found[SINCE]
             found[GROWTH] += xp.log(length)
             found[SINCE] = 0
