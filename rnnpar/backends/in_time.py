@@ -229,9 +229,26 @@ class InTime:
         self.plans: dict[tuple[int, int], Plan] = {}
         self.info: dict[str, Any] = {}
 
-    def __call__(self, x: np.ndarray, h0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, x: Any, h0: Any) -> tuple[Any, Any]:
+        """One call; where the iteration ends nowhere and no bounds were set, once more in short windows.
+
+        Far from the answer Newton's method may win no more than a step with each correction, even on a network that
+        forgets (one that settles in either of two states does so). In a window of 64 steps that is no more than 64.
+        """
         plan = self._plan(*x.shape[:2])
-        state = _Sums(plan, self.net.num_layers, self.engine.name)
+        try:
+            return self._run(plan, x, h0, 0.0)
+        except NotConverged as refusal:
+            shortest = min(model.windows(plan.T))
+            if self.window or self.most or plan.window == shortest or not refusal.info["residual"] > BOUND:
+                raise
+            wasted = refusal.info["evaluations"]
+        self.plans[plan.T, plan.B] = self._plan_of(plan.T, plan.B, shortest)
+        return self._run(self.plans[plan.T, plan.B], x, h0, wasted)
+
+    def _run(self, plan: Plan, x: Any, h0: Any, evaluations: float) -> tuple[Any, Any]:
+        """One call by a plan, after so many evaluations in vain."""
+        state = _Sums(plan, self.net.num_layers, self.engine.name, evaluations)
         self.info = state.info
         most = self.most or min(MOST[self.name], plan.window)
         y, h = self.engine.begin(plan, x, h0)
@@ -285,7 +302,7 @@ class InTime:
     def _plan(self, T: int, B: int) -> Plan:
         """The plan of a shape. MemoryError, with the bytes, where not even the smallest window fits."""
         work = model.Work.of(self.net, T, B)
-        plan_of = lambda window: Plan.of(self.name, work, self.threads, window, self.is_arrays, self.itemsize)  # noqa: E731
+        plan_of = lambda window: self._plan_of(T, B, window)  # noqa: E731
         room = self.engine.room()
         if (T, B) not in self.plans or self.plans[T, B].bytes > room:
             choices = [min(self.window, T)] if self.window else model.windows(T)
@@ -300,11 +317,15 @@ class InTime:
             self.plans[T, B] = plan_of(model.best_window(f"in_time/{self.name}", work, self.threads, fitting))
         return self.plans[T, B]
 
+    def _plan_of(self, T: int, B: int, window: int) -> Plan:
+        work = model.Work.of(self.net, T, B)
+        return Plan.of(self.name, work, self.threads, window, self.is_arrays, self.itemsize)
+
 
 class _Sums:
     """What is added up over windows and layers while a call runs."""
 
-    def __init__(self, plan: Plan, layers: int, engine: str):
+    def __init__(self, plan: Plan, layers: int, engine: str, evaluations: float):
         self.T, self.B = plan.T, plan.B
         self.logs = np.zeros((layers, plan.B))  # of how far an error grows from the first step on
         self.errors = np.zeros((layers, plan.B))  # carried into the window at hand
@@ -312,7 +333,7 @@ class _Sums:
         self.trial = (self.logs[0], self.errors[0], 0.0, 0.0)
         self.done = np.zeros(layers)
         self.info: dict[str, Any] = dict(
-            iterations=0, evaluations=0.0, residual=0.0, error=0.0, exponent=-math.inf, window=plan.window,
+            iterations=0, evaluations=evaluations, residual=0.0, error=0.0, exponent=-math.inf, window=plan.window,
             windows=-(-plan.T // plan.window), segments=plan.S, bytes=plan.bytes, residuals=[],
             seconds=dict.fromkeys(("inputs", "solve", "check", "outputs"), 0.0), engine=engine,
         )  # fmt: skip
