@@ -28,10 +28,10 @@ class Runner:
         self.net = net
         self.method = method.name
         self.options = options
-        self._takes_device_arrays = method.on_gpu
         self._zeros: dict[tuple[str, int], Any] = {}  # the initial state on the device, by kind of array and batch
         self._lock = threading.Lock()
         self._forward = method.load()(net, **options)
+        self._takes_device_arrays = getattr(self._forward, "on_gpu", method.on_gpu)  # in_time: with CuPy only
 
     @property
     def info(self) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from rnnpar import model
+from rnnpar import device_arrays, model
 from rnnpar.kernels import scan, scan_arrays
 from rnnpar.kernels.atomics import LINE
 from rnnpar.kernels.blas import one_blas_thread
@@ -220,7 +220,7 @@ class InTime:
         self.itemsize = 8 if dtype == "float64" else 4
         module = array_module or ("numpy" if dtype == "float64" else None)
         self.engine = Arrays(net, module, dtype, damping) if module else Threads(net, threads, damping)
-        self.is_arrays = bool(module)
+        self.is_arrays, self.on_gpu = bool(module), module == "cupy"
         self.out_gain = max(1.0, float(np.linalg.norm(net.V)) / math.sqrt(net.output_size))  # of an error in h, in V h
         # Rounding leaves the more of a residual the larger the products are that it is the difference of.
         self.scales = [max(1.0, float(np.abs(layer.W).sum(axis=1).max()) / 5) for layer in net.layers]
@@ -245,6 +245,11 @@ class InTime:
             wasted = refusal.info["evaluations"]
         self.plans[plan.T, plan.B] = self._plan_of(plan.T, plan.B, shortest)
         return self._run(self.plans[plan.T, plan.B], x, h0, wasted)
+
+    def synchronize(self) -> None:
+        """Wait until a GPU has done all that it was asked to do."""
+        if self.on_gpu:
+            self.engine.xp.cuda.get_current_stream().synchronize()
 
     def _run(self, plan: Plan, x: Any, h0: Any, evaluations: float) -> tuple[Any, Any]:
         """One call by a plan, after so many evaluations in vain."""
@@ -529,13 +534,24 @@ class Arrays:
         self.on_gpu = module == "cupy"
 
     def room(self) -> float:
-        """Bytes that a call may take, of the GPU's memory if that is where the arrays are."""
-        return MEMORY * (self.xp.cuda.Device().mem_info[0] if self.on_gpu else psutil.virtual_memory().available)
+        """Bytes that a call may take, of the GPU's memory if that is where the arrays are.
 
-    def begin(self, plan: Plan, x: np.ndarray, h0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        self.plan, self.x = plan, x
+        CuPy keeps what was freed in a pool, for the next call: the driver does not count that as free.
+        """
+        if self.on_gpu:
+            return MEMORY * (self.xp.cuda.Device().mem_info[0] + self.xp.get_default_memory_pool().free_bytes())
+        return MEMORY * psutil.virtual_memory().available
+
+    def begin(self, plan: Plan, x: Any, h0: Any) -> tuple[Any, Any]:
+        """y and h are of the kind that x is: NumPy's, or a GPU's arrays of any library, which are not copied."""
+        self.plan, self.x, self.to_host = plan, x, self.on_gpu and isinstance(x, np.ndarray)
+        shape = (*x.shape[:2], self.net.output_size)
+        if not isinstance(x, np.ndarray):
+            self.x, h0 = self.xp.asarray(x), self.xp.asarray(h0)
         self.state = [self.xp.asarray(h, self.dtype) for h in h0]
-        return np.empty((*x.shape[:2], self.net.output_size), np.float32), np.empty(h0.shape, np.float32)
+        if isinstance(x, np.ndarray):
+            return np.empty(shape, np.float32), np.empty(h0.shape, np.float32)
+        return device_arrays.empty(x, shape), device_arrays.empty(x, h0.shape)
 
     def inputs(self, layer: int, t0: int, steps: int) -> None:
         _, U, b = self.layers[layer]
@@ -568,7 +584,7 @@ class Arrays:
 
     def end(self, layer: int, steps: int, h: np.ndarray) -> None:
         self.state[layer] = self.h[-1].copy()
-        h[layer] = self.state[layer].get() if self.on_gpu else self.state[layer]
+        self._put(h, layer, self.state[layer])
 
     def outputs(self, t0: int, steps: int, y: np.ndarray) -> None:
         with one_blas_thread():
@@ -577,7 +593,14 @@ class Arrays:
         o -= o.max(axis=-1, keepdims=True)
         e = self.xp.exp(o, out=o)
         e /= e.sum(axis=-1, keepdims=True)
-        y[t0 : t0 + steps] = e.get() if self.on_gpu else e
+        self._put(y, slice(t0, t0 + steps), e)
+
+    def _put(self, target: Any, place: Any, values: Any) -> None:
+        """target[place] = values, where target is the caller's."""
+        if isinstance(target, np.ndarray):
+            target[place] = values.get() if self.to_host else values
+        else:
+            self.xp.asarray(target)[place] = values
 
     def results(self, y: np.ndarray, h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         self.x = self.z = self.h = self.g = self.r = None

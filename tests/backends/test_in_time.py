@@ -1,5 +1,6 @@
 """Parallel in time: right or refused, whatever the network; and what it says of itself is true."""
 
+import sys
 import tracemalloc
 
 import numpy as np
@@ -11,6 +12,7 @@ from rnnpar.backends.in_time import NotConverged, Plan
 from rnnpar.model import Work
 from rnnpar.reference import relative_error
 from tests.conftest import BOUND, assert_matches_oracle, random_input
+from tests.fake_arrays import FakeArrays
 
 NAMES = list(in_time.KINDS)
 ENGINES = [{"threads": 1}, {"threads": 2}, {"array_module": "numpy"}]
@@ -374,3 +376,62 @@ def test_windows_shrink_to_what_fits_and_what_never_fits_is_refused(options, mon
     monkeypatch.setattr(engine, "room", lambda self: 10_000)
     with pytest.raises(MemoryError, match=r"in_time/deer needs [\d,]+ bytes at T=4000, B=1, H=64.*10,000"):
         rnnpar.prepare(net, "in_time/deer", **options)(x)
+
+
+# --- on a GPU: the array code on arrays as strict as CuPy's -----------------------------------------------------------
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    fake = FakeArrays()
+    monkeypatch.setitem(sys.modules, "cupy", fake)
+    return fake
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_array_code_runs_on_arrays_as_strict_as_cupys(gpu, name, dtype):
+    """NumPy in, NumPy out: what goes over is x and h0, once; what comes back is y, h and a few numbers a look."""
+    net = rnnpar.RNN.random(5, 13, 7, 2)
+    run = rnnpar.prepare(net, f"in_time/{name}", array_module="cupy", dtype=dtype, window=40)
+    x, h0 = random_input(net, 90, 3), np.full((2, 3, 13), 0.5, np.float32)
+    gpu.uploads = gpu.downloads = 0
+    assert_matches_oracle(run, x, h0)
+    looks = 2 * 3 * (6 * run.info["segments"] * 3 + 2 * run.info["iterations"] + 4)  # layers, windows: found, residuals
+    assert x.size + h0.size <= gpu.uploads <= x.size + h0.size + 6 * 2 * 13 * run.info["segments"] + looks
+    assert gpu.downloads <= 90 * 3 * 7 + 2 * h0.size * 3 + 2 * looks
+    assert run.info["engine"] == f"cupy, {dtype}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_device_arrays_in_and_out_without_a_copy(gpu, name):
+    net = rnnpar.RNN.random(5, 13, 7, 2)
+    run = rnnpar.prepare(net, f"in_time/{name}", array_module="cupy", window=40)
+    host = random_input(net, 90, 3), np.full((2, 3, 13), 0.5, np.float32)
+    x, h0 = (gpu.asarray(a) for a in host)
+    gpu.uploads = gpu.downloads = 0
+    y, h = run(x, h0)
+    wanted = rnnpar.reference(net, *host)
+    for found, right in zip((y, h), wanted, strict=True):
+        assert type(found) is type(x)
+        assert relative_error(found.host, right) < BOUND
+    assert gpu.uploads < 6 * 2 * 13 * run.info["segments"] * 3, "the signs of the rounding, and no more"
+    assert gpu.downloads < 90 * 3 * 7, "what is looked at: residuals, and how errors grow"
+    assert np.array_equal(h0.host, host[1]), "h0 is the caller's"
+    seconds, again, _ = run.timed(x)
+    assert gpu.waits == 2
+    assert seconds > 0
+    assert relative_error(again.host, rnnpar.reference(net, host[0])[0]) < BOUND
+
+
+def test_device_arrays_without_cupy_are_refused(gpu):
+    net = rnnpar.RNN.random(5, 13, 7)
+    with pytest.raises(TypeError, match=r"computes on the CPU.*cupy\.asnumpy"):
+        rnnpar.prepare(net, "in_time/deer")(gpu.asarray(random_input(net, 9, 1)))
+
+
+def test_what_cupy_keeps_in_its_pool_is_free(gpu):
+    engine = rnnpar.prepare(rnnpar.RNN.random(2, 3, 4), "in_time/deer", array_module="cupy")._forward.engine
+    before = engine.room()
+    gpu.pooled = 2**20
+    assert engine.room() == before + in_time.MEMORY * 2**20
