@@ -221,7 +221,8 @@ class InTime:
         module = array_module or ("numpy" if dtype == "float64" else None)
         self.engine = Arrays(net, module, dtype, damping) if module else Threads(net, threads, damping)
         self.is_arrays, self.on_gpu = bool(module), module == "cupy"
-        self.out_gain = max(1.0, float(np.linalg.norm(net.V)) / math.sqrt(net.output_size))  # of an error in h, in V h
+        # Of an error in h, in V h. Beyond 10 a softmax has all but chosen one output, and passes on no more of it.
+        self.out_gain = min(10.0, max(1.0, float(np.linalg.norm(net.V)) / math.sqrt(net.output_size)))
         # Rounding leaves the more of a residual the larger the products are that it is the difference of.
         self.scales = [max(1.0, float(np.abs(layer.W).sum(axis=1).max()) / 5) for layer in net.layers]
         norms = [float(np.linalg.norm(layer.W)) / math.sqrt(net.hidden_size) for layer in net.layers]
