@@ -29,7 +29,6 @@ class Runner:
         self.net = net
         self.method = method.name
         self.options = options
-        self._takes_device_arrays = method.on_gpu
         self._zeros: dict[tuple[str, int], Any] = {}  # the initial state on the device, by kind of array and batch
         self._lock = threading.Lock()
         self.checks_returned = method.function is not None  # what the package brings is held to it by its tests
@@ -37,6 +36,7 @@ class Runner:
         if not callable(self._forward):
             raise TypeError(f"{self.method} returned a {type(self._forward).__name__} for the network; it must return "
                             "the forward pass, a function (x, h0) -> (y, h)")  # fmt: skip
+        self._takes_device_arrays = getattr(self._forward, "on_gpu", method.on_gpu)  # in_time: with CuPy only
 
     @property
     def info(self) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from rnnpar import model
+from rnnpar import device_arrays, model
 from rnnpar.kernels import scan, scan_arrays
 from rnnpar.kernels.atomics import LINE
 from rnnpar.kernels.blas import one_blas_thread
@@ -52,6 +52,7 @@ BOUND = 1e-5  # the largest error to be expected of an answer that is returned
 TOLERANCES = {"deer": (1e-6, 1e-7), "segments": (1e-6, 1e-7, 0.0), "quasi_deer": (5e-7, 1e-7), "jacobi": (5e-7, 0.0)}
 TOLERANCES_64 = (1e-9, 1e-14, 0.0)
 MEMORY = 0.5  # the share of the memory free at the time of a call that the call may take
+EPSILON = float(np.finfo(np.float32).eps)
 KEPT_NOISE = 1024  # signs drawn once, from which the rounding errors of `growth` are taken
 
 
@@ -197,7 +198,7 @@ class InTime:
     """`forward(x, h0)` of one strategy; `info` says of the last call:
 
     iterations (corrections of the window and layer that needed most), evaluations (of all steps, summed up over
-    windows and layers, as a share of one pass: the work), residual, error (estimated, of a hidden state), exponent
+    windows and layers, as a share of one pass: the work), residual, error (estimated: see `_Sums.grown`), exponent
     (the largest Lyapunov exponent, a step), window, windows, segments, bytes (predicted peak), residuals (of the
     window with the most iterations, one after each), seconds (by part), engine.
     """
@@ -219,15 +220,41 @@ class InTime:
         self.itemsize = 8 if dtype == "float64" else 4
         module = array_module or ("numpy" if dtype == "float64" else None)
         self.engine = Arrays(net, module, dtype, damping) if module else Threads(net, threads, damping)
-        self.is_arrays = bool(module)
+        self.is_arrays, self.on_gpu = bool(module), module == "cupy"
+        # Of an error in h, in V h. Beyond 10 a softmax has all but chosen one output, and passes on no more of it.
+        self.out_gain = min(10.0, max(1.0, float(np.linalg.norm(net.V)) / math.sqrt(net.output_size)))
         # Rounding leaves the more of a residual the larger the products are that it is the difference of.
         self.scales = [max(1.0, float(np.abs(layer.W).sum(axis=1).max()) / 5) for layer in net.layers]
+        norms = [float(np.linalg.norm(layer.W)) / math.sqrt(net.hidden_size) for layer in net.layers]
+        self.rough = [max(0.0, norm / 2 - 1) for norm in norms]  # and before a tanh the rounding is larger as well
         self.plans: dict[tuple[int, int], Plan] = {}
         self.info: dict[str, Any] = {}
 
-    def __call__(self, x: np.ndarray, h0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, x: Any, h0: Any) -> tuple[Any, Any]:
+        """One call; where the iteration ends nowhere and no bounds were set, once more in short windows.
+
+        Far from the answer Newton's method may win no more than a step with each correction, even on a network that
+        forgets (one that settles in either of two states does so). In a window of 64 steps that is no more than 64.
+        """
         plan = self._plan(*x.shape[:2])
-        state = _Sums(plan, self.net.num_layers, self.engine.name)
+        try:
+            return self._run(plan, x, h0, 0.0)
+        except NotConverged as refusal:
+            shortest = min(model.windows(plan.T))
+            if self.window or self.most or plan.window == shortest or not refusal.info["residual"] > BOUND:
+                raise
+            wasted = refusal.info["evaluations"]
+        self.plans[plan.T, plan.B] = self._plan_of(plan.T, plan.B, shortest)
+        return self._run(self.plans[plan.T, plan.B], x, h0, wasted)
+
+    def synchronize(self) -> None:
+        """Wait until a GPU has done all that it was asked to do."""
+        if self.on_gpu:
+            self.engine.xp.cuda.get_current_stream().synchronize()
+
+    def _run(self, plan: Plan, x: Any, h0: Any, evaluations: float) -> tuple[Any, Any]:
+        """One call by a plan, after so many evaluations in vain."""
+        state = _Sums(plan, self.net.num_layers, self.engine.name, evaluations)
         self.info = state.info
         most = self.most or min(MOST[self.name], plan.window)
         y, h = self.engine.begin(plan, x, h0)
@@ -254,8 +281,10 @@ class InTime:
             state.solved(residuals, steps, first=not before)
             if math.isnan(residuals[-1]):
                 raise ValueError(f"x or h0 leads to NaN in layer {layer}: an iteration cannot converge on that")
-            growth, error = state.time("check", self.engine.growth, plan, layer, steps)
-            found = state.grown(layer, growth, error, steps, below * self.engine.gain[layer])
+            noise = scan.ROUNDING * (np.finfo(np.float32 if self.itemsize == 4 else np.float64).eps / EPSILON)
+            rough = self.rough[layer] + below * self.engine.gain[layer] / noise
+            sums = state.time("check", self.engine.growth, plan, layer, steps, noise, rough)
+            found = state.grown(layer, sums, steps, self.out_gain if layer == self.net.num_layers - 1 else 1.0)
             if found <= BOUND and residuals[-1] <= BOUND:
                 return state.keep(layer)
             if len(residuals) > most:
@@ -279,7 +308,7 @@ class InTime:
     def _plan(self, T: int, B: int) -> Plan:
         """The plan of a shape. MemoryError, with the bytes, where not even the smallest window fits."""
         work = model.Work.of(self.net, T, B)
-        plan_of = lambda window: Plan.of(self.name, work, self.threads, window, self.is_arrays, self.itemsize)  # noqa: E731
+        plan_of = lambda window: self._plan_of(T, B, window)  # noqa: E731
         room = self.engine.room()
         if (T, B) not in self.plans or self.plans[T, B].bytes > room:
             choices = [min(self.window, T)] if self.window else model.windows(T)
@@ -294,18 +323,23 @@ class InTime:
             self.plans[T, B] = plan_of(model.best_window(f"in_time/{self.name}", work, self.threads, fitting))
         return self.plans[T, B]
 
+    def _plan_of(self, T: int, B: int, window: int) -> Plan:
+        work = model.Work.of(self.net, T, B)
+        return Plan.of(self.name, work, self.threads, window, self.is_arrays, self.itemsize)
+
 
 class _Sums:
     """What is added up over windows and layers while a call runs."""
 
-    def __init__(self, plan: Plan, layers: int, engine: str):
+    def __init__(self, plan: Plan, layers: int, engine: str, evaluations: float):
         self.T, self.B = plan.T, plan.B
         self.logs = np.zeros((layers, plan.B))  # of how far an error grows from the first step on
         self.errors = np.zeros((layers, plan.B))  # carried into the window at hand
-        self.trial = (self.logs[0], self.errors[0], 0.0)
+        self.squares = np.zeros(layers)  # sums over steps and sequences of the errors' mean squares
+        self.trial = (self.logs[0], self.errors[0], 0.0, 0.0)
         self.done = np.zeros(layers)
         self.info: dict[str, Any] = dict(
-            iterations=0, evaluations=0.0, residual=0.0, error=0.0, exponent=-math.inf, window=plan.window,
+            iterations=0, evaluations=evaluations, residual=0.0, error=0.0, exponent=-math.inf, window=plan.window,
             windows=-(-plan.T // plan.window), segments=plan.S, bytes=plan.bytes, residuals=[],
             seconds=dict.fromkeys(("inputs", "solve", "check", "outputs"), 0.0), engine=engine,
         )  # fmt: skip
@@ -326,24 +360,31 @@ class _Sums:
             self.info["iterations"], self.info["residuals"] = self.count, self.history
         self.info["evaluations"] += len(residuals) * steps / self.T
 
-    def grown(self, layer: int, growth: np.ndarray, error: np.ndarray, steps: int, below: float) -> float:
-        """The error to be expected at its worst in this window: growth and error (S,B) of its segments, in order."""
+    def grown(self, layer: int, sums: np.ndarray, steps: int, gain: float) -> float:
+        """The error to be expected so far, from what `growth_body` found of this window's segments (6,S,B), in order.
+
+        As all errors are measured here: the root mean square over all steps of the call (`gain` times that for what
+        is to come of it in y), or that of the last state, if larger.
+        """
         carried = self.errors[layer].copy()
-        worst = scan.carry_errors(growth, error, carried)
-        logs = self.logs[layer] + growth.sum(axis=0)
-        self.trial = logs, carried, worst + below
+        total = scan.carry_errors(sums, carried)
+        logs = self.logs[layer] + sums[scan.GROWTH].sum(axis=0)
+        typical = gain * math.sqrt((self.squares[layer] + total) / (self.T * self.B))
+        found = float(np.maximum(typical, carried.max()))  # a NaN in either stays one
+        found = found if found >= 0 else math.inf
+        self.trial = logs, carried, self.squares[layer] + total, math.sqrt(total / (steps * self.B))
         exponents = [self.logs[i].max() / self.done[i] for i in range(len(self.done)) if i != layer and self.done[i]]
         self.info["exponent"] = float(max([logs.max() / (self.done[layer] + steps), *exponents]))
-        self.info["error"] = max(self.info["error"], worst + below) if worst + below <= BOUND else worst + below
+        self.info["error"] = max(self.info["error"], found) if found <= BOUND else found
         self.info["residual"] = max(self.info["residual"], self.history[-1])
         self.steps = steps
-        return worst + below
+        return found
 
     def keep(self, layer: int) -> float:
-        """The window's answer was taken: the next window goes on from its errors. Returns the largest."""
-        self.logs[layer], self.errors[layer], worst = self.trial
+        """The window's answer was taken: the next one goes on from its errors. Returns their root mean square in it."""
+        self.logs[layer], self.errors[layer], self.squares[layer], typical = self.trial
         self.done[layer] += self.steps
-        return worst
+        return typical
 
     def finish(self) -> None:
         self.info["evaluations"] /= len(self.done)
@@ -440,16 +481,17 @@ class Threads:
         )  # fmt: skip
         return history[: int(history[most + 1]) + 1].tolist()
 
-    def growth(self, plan: Plan, layer: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    def growth(self, plan: Plan, layer: int, steps: int, noise: float, rough: float) -> np.ndarray:
+        """How the segments carry errors on, (6,S,B): see scan.growth_body. `rough`: in units of `noise`."""
         _, w, _ = self.packed.table[layer]
         n = min(plan.n, steps)
         S = -(-steps // n)
-        growth, error = np.zeros(S * plan.B), np.zeros(S * plan.B)
+        sums = np.zeros((6, S * plan.B))
         self.team_of["growth"].run(
-            self.g, self.r, self.noise, self.packed.panels, w, self.scratch, growth, error,
+            self.g, self.r, self.noise, np.float32(noise * rough), self.packed.panels, w, self.scratch, sums,
             S, n, steps, plan.B, self.net.hidden_size, plan.ld, self.keep,
         )  # fmt: skip
-        return growth.reshape(S, plan.B), error.reshape(S, plan.B)
+        return sums.reshape(6, S, plan.B)
 
     def end(self, layer: int, steps: int, h: np.ndarray) -> None:
         """The last state of the window begins the next one."""
@@ -493,13 +535,24 @@ class Arrays:
         self.on_gpu = module == "cupy"
 
     def room(self) -> float:
-        """Bytes that a call may take, of the GPU's memory if that is where the arrays are."""
-        return MEMORY * (self.xp.cuda.Device().mem_info[0] if self.on_gpu else psutil.virtual_memory().available)
+        """Bytes that a call may take, of the GPU's memory if that is where the arrays are.
 
-    def begin(self, plan: Plan, x: np.ndarray, h0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        self.plan, self.x = plan, x
+        CuPy keeps what was freed in a pool, for the next call: the driver does not count that as free.
+        """
+        if self.on_gpu:
+            return MEMORY * (self.xp.cuda.Device().mem_info[0] + self.xp.get_default_memory_pool().free_bytes())
+        return MEMORY * psutil.virtual_memory().available
+
+    def begin(self, plan: Plan, x: Any, h0: Any) -> tuple[Any, Any]:
+        """y and h are of the kind that x is: NumPy's, or a GPU's arrays of any library, which are not copied."""
+        self.plan, self.x, self.to_host = plan, x, self.on_gpu and isinstance(x, np.ndarray)
+        shape = (*x.shape[:2], self.net.output_size)
+        if not isinstance(x, np.ndarray):
+            self.x, h0 = self.xp.asarray(x), self.xp.asarray(h0)
         self.state = [self.xp.asarray(h, self.dtype) for h in h0]
-        return np.empty((*x.shape[:2], self.net.output_size), np.float32), np.empty(h0.shape, np.float32)
+        if isinstance(x, np.ndarray):
+            return np.empty(shape, np.float32), np.empty(h0.shape, np.float32)
+        return device_arrays.empty(x, shape), device_arrays.empty(x, h0.shape)
 
     def inputs(self, layer: int, t0: int, steps: int) -> None:
         _, U, b = self.layers[layer]
@@ -520,18 +573,19 @@ class Arrays:
             )
         return residuals
 
-    def growth(self, plan: Plan, layer: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
-        S, size = min(plan.S, steps), scan.ROUNDING * np.finfo(self.dtype).eps / np.finfo(np.float32).eps
-        signs = np.random.default_rng(0).choice([-size, size], (S, 1, self.net.hidden_size))
+    def growth(self, plan: Plan, layer: int, steps: int, noise: float, rough: float) -> np.ndarray:
+        S = min(plan.S, steps)
+        signs = np.random.default_rng(0).choice([-noise, noise], (S, 1, self.net.hidden_size))
         with one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
             found = scan_arrays.growth(
-                self.xp, self.layers[layer][0], self.g / self.keep, self.r, self.xp.asarray(signs, self.dtype), S
-            )
-        return tuple(np.asarray(a.get() if self.on_gpu else a, np.float64) for a in found)
+                self.xp, self.layers[layer][0], self.g / self.keep, self.r, self.xp.asarray(signs, self.dtype),
+                self.dtype.type(rough), S,
+            )  # fmt: skip
+        return np.asarray(found.get() if self.on_gpu else found, np.float64)
 
     def end(self, layer: int, steps: int, h: np.ndarray) -> None:
         self.state[layer] = self.h[-1].copy()
-        h[layer] = self.state[layer].get() if self.on_gpu else self.state[layer]
+        self._put(h, layer, self.state[layer])
 
     def outputs(self, t0: int, steps: int, y: np.ndarray) -> None:
         with one_blas_thread():
@@ -540,7 +594,14 @@ class Arrays:
         o -= o.max(axis=-1, keepdims=True)
         e = self.xp.exp(o, out=o)
         e /= e.sum(axis=-1, keepdims=True)
-        y[t0 : t0 + steps] = e.get() if self.on_gpu else e
+        self._put(y, slice(t0, t0 + steps), e)
+
+    def _put(self, target: Any, place: Any, values: Any) -> None:
+        """target[place] = values, where target is the caller's."""
+        if isinstance(target, np.ndarray):
+            target[place] = values.get() if self.to_host else values
+        else:
+            self.xp.asarray(target)[place] = values
 
     def results(self, y: np.ndarray, h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         self.x = self.z = self.h = self.g = self.r = None

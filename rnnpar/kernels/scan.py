@@ -37,6 +37,7 @@ WARM = 24  # steps in which a tangent turns towards the direction that grows fas
 ROUNDING = 1.5e-7  # what a step's product, sum and tanh in float32 may add to the error of a state
 BLOCK = 64  # rows of one product in `evaluate`: they stay in the first cache from the product to the residual
 STALLED = 30  # iterations without a smaller residual, after which one below SMALL is as small as it gets
+GROWTH, THROUGH, SINCE, START, ERROR, WITHIN = range(6)  # what `growth_body` finds of each segment and sequence
 SMALL = 2e-6  # times the largest row sum of |W| where that is above 5: so much may rounding leave of a residual
 
 
@@ -421,13 +422,16 @@ def solve_region(
 
 
 @jit()
-def growth_body(rank, size, g, r, noise, panels, w, scratch, growth, error, S, n, T, B, H, ld, keep):
-    """How each segment carries errors on: growth (S,B), the factor's logarithm, and error (S,B), what is new in it.
+def growth_body(rank, size, g, r, noise, rough, panels, w, scratch, found, S, n, T, B, H, ld, keep):
+    """How each segment carries errors on, in rows of `found` (6,S*B): what is new at its end, and what passes through.
 
-    Two tangents run along the segment. The first begins with 0 and gathers what the residuals r and the rounding
-    (`noise`) of each step add: the linear estimate of the error at the segment's end, as a root mean square over H.
-    The second has any direction, and WARM steps before the segment to find the one that grows fastest: the logarithm
-    of its growth, a step, is the largest Lyapunov exponent. It stops early where nothing is left of any error.
+    Two tangents run along the segment, and through the WARM steps before it. The first begins with 0 and gathers what
+    the residuals r and the rounding (`noise`) of each step add, `rough` times a sign before the tanh: the linear
+    estimate of the error. Rows START and ERROR are its root mean square over H where the segment begins and ends; row
+    WITHIN is the sum of its mean squares over all steps, since what has grown may have faded again at the end. The
+    second has any direction, and turns towards the one that grows fastest: the logarithm of its growth (row GROWTH),
+    a step, is the largest Lyapunov exponent, and row THROUGH is the sum over the steps of its growth so far, squared.
+    It stops early where nothing is left of any error. Row SINCE is of use here only.
     """
     s0, s1 = S * rank // size, S * (rank + 1) // size
     width = B * ld
@@ -438,10 +442,11 @@ def growth_body(rank, size, g, r, noise, panels, w, scratch, growth, error, S, n
     _fill(state, np.float32(0))
     for row in range(rows):
         _put(view(state, half + row * ld, H), view(noise, row % LOOK, H))
-        growth[s0 * B + row] = 0.0
+        found[:, s0 * B + row] = 0.0
     for i in range(-WARM, n):
         if i == 0:
             for row in range(rows):
+                found[START, s0 * B + row] = np.sqrt(_squares(view(state, row * ld, H)) / H)
                 _normalise(view(state, half + row * ld, ld))
         for q in range(ld // WIDTH):
             multiply(state, 0, ld, (1 + both) * rows, H, panels, w + q * H * WIDTH, zero, 0, 0, product, q * WIDTH, ld)
@@ -449,28 +454,30 @@ def growth_body(rank, size, g, r, noise, panels, w, scratch, growth, error, S, n
             t = s * n + i
             if 0 <= t < T:
                 here, slope = (s - s0) * width, view(g, t * width, width)
-                if i >= 0:
-                    luck, new = view(noise, 37 * t % (noise.size - width), width), view(r, t * width, width)
-                    _gather(slope, view(product, here, width), new, luck, view(state, here, width), keep)
+                luck, new = view(noise, 37 * t % (noise.size - width), width), view(r, t * width, width)
+                _gather(slope, view(product, here, width), new, luck, view(state, here, width), keep, rough)
                 if both:
                     _stretch(slope, view(product, half + here, width), view(state, half + here, width), keep)
+                if i >= 0:
+                    for j in range(B):
+                        found[WITHIN, s * B + j] += _squares(view(state, here + j * ld, H)) / H
+                        if both:
+                            found[SINCE, s * B + j] += _squares(view(state, half + here + j * ld, H))
         if both and (i % LOOK == LOOK - 1 or i == n - 1):
             most = -np.inf
             for row in range(rows):
-                length = _normalise(view(state, half + row * ld, ld))
+                length, sums = _normalise(view(state, half + row * ld, ld)), found[:, s0 * B + row]
                 if i >= 0:
-                    growth[s0 * B + row] += np.log(length)
-                    most = max(most, growth[s0 * B + row])
+                    sums[THROUGH] += np.exp(2 * sums[GROWTH]) * sums[SINCE]
+                    sums[GROWTH] += np.log(length)
+                    sums[SINCE] = 0.0
+                    most = max(most, sums[GROWTH])
             if i >= WARM and most < NOTHING:
                 both = False
                 for row in range(rows):
-                    growth[s0 * B + row] *= min(n, T - (s0 + row // B) * n) / (i + 1)
+                    found[GROWTH, s0 * B + row] *= min(n, T - (s0 + row // B) * n) / (i + 1)
     for row in range(rows):
-        new = view(state, row * ld, H)
-        total = 0.0
-        for i in range(H):
-            total += new[i] * new[i]
-        error[s0 * B + row] = np.sqrt(total / H)
+        found[ERROR, s0 * B + row] = np.sqrt(_squares(view(state, row * ld, H)) / H)
 
 
 @jit(fastmath=CONTRACT)
@@ -481,10 +488,10 @@ def _stretch(g, product, state, keep):
 
 
 @jit(fastmath=CONTRACT)
-def _gather(g, product, r, noise, state, keep):
+def _gather(g, product, r, noise, state, keep, rough):
     factor = np.float32(1) / keep
     for i in range(state.size):
-        state[i] = g[i] * factor * product[i] + r[i] + np.float32(ROUNDING) * noise[i]
+        state[i] = g[i] * factor * (product[i] + rough * noise[i]) + r[i] + np.float32(ROUNDING) * noise[i]
 
 
 @jit()
@@ -499,22 +506,27 @@ def _normalise(v):
 
 
 @jit()
-def carry_errors(growth, error, carried):
-    """The errors of the segments (S,B) one after another, from those `carried` into the first, which becomes those
-    carried out of the last. Returns the worst on the way; infinity where one is no number.
+def carry_errors(found, carried):
+    """The errors of the segments (6,S,B) one after another, from those `carried` into the first (B), which become
+    those carried out of the last. Returns the sum of the mean squares over all steps and sequences; NaN or infinity
+    where one is.
     """
-    worst = 0.0
-    for s in range(len(growth)):
+    total = 0.0
+    for s in range(found.shape[1]):
         for j in range(len(carried)):
-            carried[j] = carried[j] * np.exp(growth[s, j]) + error[s, j]
-            worst = max(worst, carried[j] if carried[j] >= 0 else np.inf)
-    return worst
+            total += found[WITHIN, s, j]
+            older = carried[j] - found[START, s, j]  # than WARM steps: the others the segment has seen itself
+            carried[j] = found[ERROR, s, j]
+            if not older <= 0:
+                total += older**2 * found[THROUGH, s, j]
+                carried[j] += older * np.exp(found[GROWTH, s, j])
+    return total
 
 
 @jit(parallel=True)
-def growth_region(size, g, r, noise, panels, w, scratch, growth, error, S, n, T, B, H, ld, keep):
+def growth_region(size, g, r, noise, rough, panels, w, scratch, found, S, n, T, B, H, ld, keep):
     for rank in prange(size):
-        growth_body(np.int64(rank), size, g, r, noise, panels, w, scratch, growth, error, S, n, T, B, H, ld, keep)
+        growth_body(np.int64(rank), size, g, r, noise, rough, panels, w, scratch, found, S, n, T, B, H, ld, keep)
 
 
 # --- before and after: what needs no iteration ------------------------------------------------------------------------

@@ -10,7 +10,20 @@ import math
 from types import ModuleType
 from typing import Any
 
-from rnnpar.kernels.scan import DENSE, DIAGONAL, JACOBI, LOOK, STALLED, WARM
+from rnnpar.kernels.scan import (
+    DENSE,
+    DIAGONAL,
+    ERROR,
+    GROWTH,
+    JACOBI,
+    LOOK,
+    SINCE,
+    STALLED,
+    START,
+    THROUGH,
+    WARM,
+    WITHIN,
+)
 
 Array = Any
 
@@ -143,32 +156,43 @@ def solve(
             sweep(xp, W, z, h, S)
 
 
-def growth(xp: ModuleType, W: Array, g: Array, r: Array, noise: Array, S: int) -> tuple[Array, Array]:
-    """As `scan.growth_body`: the logarithm of each segment's growth of errors, and the error new in it, (S,B) each.
+def growth(xp: ModuleType, W: Array, g: Array, r: Array, noise: Array, rough: float, S: int) -> Array:
+    """As `scan.growth_body`: how each segment carries errors on, (6,S,B), in the rows that it names.
 
-    noise: (S,B,H), of the size of a rounding error; its sign is drawn anew in each step by rolling it.
+    noise: (S,B,H), of the size of a rounding error; its sign is drawn anew in each step by rolling it. `rough`: how
+    much more of it there is before the tanh.
     """
     T, B, H = r.shape
     n = -(-T // S)
     S = -(-T // n)
-    error = xp.zeros((S, B, H), r.dtype)
-    tangent = _normalised(xp, noise[:S] + 0 * error)[0]
+    found = xp.zeros((6, S, B), r.dtype)
+    tangents = xp.zeros((2, S, B, H), r.dtype)  # the error, and a direction
+    error, direction = tangents
+    direction[:] = _normalised(xp, noise[:S] + 0 * direction)[0]
     starts = xp.arange(S) * n
     for i in range(-WARM, 0):
         live = -(i // n)  # the first segment that has a step i: before it, time had not begun
-        tangent[live:] = g[starts[live:] + i] * times(tangent[live:], W)
-        tangent = _normalised(xp, tangent)[0]
+        t, luck = starts[live:] + i, xp.roll(noise[live:S], 7 * i, axis=2)
+        tangents[:, live:] = times(tangents[:, live:], W) * g[t]
+        error[live:] += g[t] * (rough * luck) + r[t] + luck
+        direction[:] = _normalised(xp, direction)[0]
+    found[START] = xp.sqrt((error * error).mean(axis=2))
     g, r = segments_of(xp, g, S, n), segments_of(xp, r, S, n)
-    logs = xp.zeros((S, B), r.dtype)
     steps_in_last = T - (S - 1) * n
     for i in range(n):
         live = S if i < steps_in_last else S - 1
-        tangent[:live] = g[i, :live] * times(tangent, W)[:live]
-        error[:live] = (g[i] * times(error, W) + r[i] + xp.roll(noise[:S], 7 * i, axis=2))[:live]
+        luck = xp.roll(noise[:live], 7 * i, axis=2)
+        tangents[:, :live] = times(tangents[:, :live], W) * g[i, :live]
+        error[:live] += g[i, :live] * (rough * luck) + r[i, :live] + luck
+        found[SINCE, :live] += (direction * direction).sum(axis=2)[:live]
+        found[WITHIN, :live] += (error * error).mean(axis=2)[:live]
         if i % LOOK == LOOK - 1 or i == n - 1:
-            tangent, length = _normalised(xp, tangent)
-            logs += xp.log(length)
-    return logs, xp.sqrt((error * error).mean(axis=2))
+            direction[:], length = _normalised(xp, direction)
+            found[THROUGH] += xp.exp(2 * found[GROWTH]) * found[SINCE]
+            found[GROWTH] += xp.log(length)
+            found[SINCE] = 0
+    found[ERROR] = xp.sqrt((error * error).mean(axis=2))
+    return found
 
 
 def _normalised(xp: ModuleType, v: Array) -> tuple[Array, Array]:
