@@ -1,18 +1,19 @@
-"""Drawings of ideas, in the style of the figures: a pipeline, rows in caches, messages of a cluster, a scan.
+"""Drawings of ideas, in the style of the figures: the unrolled recurrence, a pipeline, caches, a cluster, a scan.
 
-Nothing in them is measured, and they say so in the corner. `plots.dependency_graph` is the first of the family.
+Nothing in them is measured, and they say so in the corner.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, Rectangle
+from matplotlib.patches import Circle, FancyArrowPatch, Rectangle
 
-from rnnpar.study.plots import BLUE, GREEN, INK, ORANGE, PINK, QUIET, RED, page, styled
+from rnnpar.study.plots import BLUE, GREEN, INK, ORANGE, PINK, QUIET, RED, WIDTH, ink_for, page, styled
 
 CORNER = "a drawing: nothing here is measured"
 OWNERS = (BLUE, ORANGE, GREEN, PINK)  # of four threads or blocks
@@ -36,6 +37,58 @@ def _box(ax: Axes, x: float, y: float, wide: float, high: float, colour: str, te
          much: float = 0.35) -> None:  # fmt: skip
     ax.add_patch(Rectangle((x, y), wide, high, fc=_pale(colour, much), ec=colour, lw=1, zorder=2))
     ax.text(x + wide / 2, y + high / 2, text, size=size, color=INK, ha="center", va="center", zorder=3, linespacing=1.3)
+
+
+@styled
+def dependency_graph(steps: int = 4) -> Figure:
+    """The recurrence as a graph over time: which arrows wait for the step before, and which leave the loop."""
+    figure, (ax,) = page(
+        "Only one kind of arrow waits for the step before",
+        "An arrow's head needs its tail. Blue and green arrows can be followed for all time steps at once.",
+        "drawn from the equations", [4.4], right=0.12, left=0.12, foot=0.4,
+    )  # fmt: skip
+    ax.set(xlim=(-0.75, steps + 1.72), ylim=(-0.5, 4.5), xticks=[], yticks=[], aspect="auto")
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+    rows = {"x": 0.0, "a": 1.2, "h": 2.1, "o": 3.2, "y": 4.05}
+    bands = [
+        (-0.42, 0.62, BLUE, "before the loop", "U x[t] for every t:\none product"),
+        (0.74, 2.56, RED, "the loop", "W h[t-1], tanh:\none step\nafter another"),
+        (2.68, 4.46, GREEN, "after the loop", "V h[t], softmax\nfor every t:\none product"),
+    ]
+    for bottom, top, colour, name, text in bands:
+        ax.add_patch(Rectangle((-0.7, bottom), steps + 2.4, top - bottom, color=colour, alpha=0.07, lw=0))
+        centre = (bottom + top) / 2
+        ax.text(steps + 0.25, top - 0.1, name, color=ink_for(colour), weight="bold", va="top", size=9.5)
+        ax.text(
+            steps + 0.25, centre - 0.12 if top - bottom > 1.5 else centre - 0.1, text, color=INK, va="center", size=8.5
+        )
+    scale = ((WIDTH - 0.24) / (steps + 2.47)) / (4.4 / 5.0)  # circles stay round
+
+    def arrow(tail: tuple[float, float], head: tuple[float, float], colour: str, text: str = "", wide: float = 1.4,
+              beside: tuple[float, float] = (0.09, 0.0)) -> None:  # fmt: skip
+        ax.add_patch(FancyArrowPatch(tail, head, arrowstyle="-|>", mutation_scale=11, color=colour, lw=wide,
+                                     shrinkA=16, shrinkB=16, zorder=2))  # fmt: skip
+        if text:
+            middle = (tail[0] + head[0]) / 2 + beside[0], (tail[1] + head[1]) / 2 + beside[1]
+            ax.text(*middle, text, color=ink_for(colour), size=9, va="center", weight="bold")
+
+    for t in range(steps):
+        index = ("t-1", "t", "t+1", "t+2", "t+3", "t+4")[t] if t < 6 else f"t+{t - 1}"
+        arrow((t, rows["x"]), (t, rows["a"]), BLUE, "U")
+        arrow((t, rows["a"]), (t, rows["h"]), RED, "tanh", beside=(0.07, -0.14))
+        arrow((t, rows["h"]), (t, rows["o"]), GREEN, "V")
+        arrow((t, rows["o"]), (t, rows["y"]), GREEN, "softmax")
+        arrow((t - 0.62 if t == 0 else t - 1, rows["h"] - (0.55 if t == 0 else 0)), (t, rows["a"]), RED,
+              "W" if t else "", wide=2.6, beside=(0.06, 0.17))  # fmt: skip
+        for name, level in rows.items():
+            colour = BLUE if name == "x" else RED if name in "ah" else GREEN
+            node = Circle((0, 0), 0.2, fc="white", ec=colour, lw=1.4, zorder=3)
+            node.set_transform(mpl.transforms.Affine2D().scale(1, scale).translate(t, level) + ax.transData)
+            ax.add_patch(node)
+            ax.text(t, level - 0.01, f"{name}[{index}]", ha="center", va="center", size=6.8, zorder=4)
+    arrow((steps - 1, rows["h"]), (steps - 0.42, rows["a"] + 0.38), RED, wide=2.6)
+    return figure
 
 
 def _arrow(ax: Axes, tail: Sequence[float], head: Sequence[float], colour: str = QUIET, wide: float = 1.2,

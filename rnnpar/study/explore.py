@@ -27,7 +27,7 @@ from matplotlib.patches import Patch
 
 from rnnpar import machine, model, registry
 from rnnpar.kernels.trace import DONE, STEPS, WAIT, WORDS, Trace
-from rnnpar.study import live, plots, tell
+from rnnpar.study import live, plots, tell, which
 from rnnpar.study.measure import Point
 
 SIZES = {  # what each slider offers
@@ -570,7 +570,7 @@ class Explorer:
         """The advice for the pasted sizes, or what could not be read in them; it follows as one types."""
         try:
             sizes = parse_sizes(self.pasted.value)
-            said = tell.advice(**sizes).data
+            said = which.advice(**sizes).data
         except ValueError as error:
             said = f"**Not understood:** {error}"
         self.advice.outputs = ({"output_type": "display_data", "data": {"text/markdown": said}, "metadata": {}},)

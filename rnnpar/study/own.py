@@ -134,7 +134,7 @@ def rules(method: str, **options: Any) -> Markdown:
     found = check(method, **options)
     broken = [rule for rule, how in found.items() if how]
     held = f"keeps all {len(found)} rules" if not broken else f"breaks {len(broken)} of {len(found)} rules"
-    table = tell._table(("rule", method), [(rule, f"no: {how}" if how else "kept") for rule, how in found.items()])
+    table = tell.table_of(("rule", method), [(rule, f"no: {how}" if how else "kept") for rule, how in found.items()])
     return Markdown(f"{tell.say(f'{method} {held}').data}\n\n{table.data}")
 
 
@@ -195,20 +195,20 @@ def _takes_threads(method: str) -> bool:
 
 def joined(frame: pd.DataFrame, method: str = "mine/joined") -> Markdown:
     """The verdict of chapter 09 on its first method."""
-    over, fixed = tell._ratios(frame, "H", method, "serial/hoisted")
-    naive, _ = tell._ratios(frame, "H", method, "serial/naive")
+    over, fixed = tell.ratios_of(frame, "H", method, "serial/hoisted")
+    naive, _ = tell.ratios_of(frame, "H", method, "serial/naive")
     fared = [
-        tell._predicted("level with serial/hoisted, within a quarter, up to H = 64", "H", over,
+        tell.fared_at("level with serial/hoisted, within a quarter, up to H = 64", "H", over,
                         lambda r: 0.8 <= r <= 1.25, most=64),
-        tell._predicted("0.4 to 0.7 times as fast at H = 512", "H", over, lambda r: 0.4 <= r <= 0.7, least=512),
+        tell.fared_at("0.4 to 0.7 times as fast at H = 512", "H", over, lambda r: 0.4 <= r <= 0.7, least=512),
     ]  # fmt: skip
     if not over or not naive:
         return tell.say(tell.NOT_MEASURED, *fared)
     few, many = min(over), max(over)
     return tell.say(
-        f"{tell._where(frame)}, {method} is {tell._compared(over[few], 'serial/hoisted')} at H = {few:,} and "
-        f"{tell._times(over[many])} at H = {many:,}; over serial/naive it is "
-        f"{tell._times(naive[few])} and {tell._times(naive[many])} as fast ({fixed})",
+        f"{tell.on(frame)}, {method} is {tell.compared_with(over[few], 'serial/hoisted')} at H = {few:,} and "
+        f"{tell.as_times(over[many])} at H = {many:,}; over serial/naive it is "
+        f"{tell.as_times(naive[few])} and {tell.as_times(naive[many])} as fast ({fixed})",
         *fared,
     )
 
@@ -222,10 +222,10 @@ def caught(frame: pd.DataFrame, method: str) -> Markdown:
     if mine.empty:
         return tell.say(tell.NOT_MEASURED, fared)
     if wrong.empty:
-        return tell.say(f"{tell._where(frame)}, nothing wrong was found in the answers of {method}", fared)
+        return tell.say(f"{tell.on(frame)}, nothing wrong was found in the answers of {method}", fared)
     low, high = (plots.percent(value) for value in (wrong["error"].min(), wrong["error"].max()))
     return tell.say(
-        f"{tell._where(frame)}, the answers of {method} are {low} to {high} away from the oracle's, where "
+        f"{tell.on(frame)}, the answers of {method} are {low} to {high} away from the oracle's, where "
         f"{plots.plain(100 * measure.BOUND)}% is allowed: it has no time at {wrong['H'].nunique()} of "
         f"{mine['H'].nunique()} sizes",
         fared,

@@ -537,14 +537,14 @@ def verdict(frame: pd.DataFrame, strategy: str) -> Markdown:
             (f"and within 1.3 times the time of {twin}", beside, lambda r: r >= 1 / 1.3, 4),
         ],
     }[strategy]
-    fared = [tell._predicted(text, letter, values, holds, least=least) for text, values, holds, least in predictions]
+    fared = [tell.fared_at(text, letter, values, holds, least=least) for text, values, holds, least in predictions]
     if not over_one:
         return no_verdict(*fared)
     best = max(over_one, key=over_one.__getitem__)
     lag = f"; there it takes {plots.ratio(1 / beside[best])} times as long as {twin}" if best in beside else ""
     return tell.say(
-        f"On {frame['machine'].iloc[0]}, mpi/{strategy} on two ranks is at best {tell._times(over_one[best])} as fast "
-        f"as on one (at {letter} = {best:,}){lag}",
+        f"On {frame['machine'].iloc[0]}, mpi/{strategy} on two ranks is at best {tell.as_times(over_one[best])} as "
+        f"fast as on one (at {letter} = {best:,}){lag}",
         *fared,
     )
 
@@ -613,7 +613,7 @@ def networks_table() -> Markdown:
         (network, plots.duration(wire.alpha), f"{1e-9 / wire.beta:.3g} GB/s", plots.duration(wire.busy))
         for network, wire in simulate.NETWORKS.items()
     ]
-    return tell._table(("network", "alpha", "1 / beta", "the sender is busy"), rows)
+    return tell.table_of(("network", "alpha", "1 / beta", "the sender is busy"), rows)
 
 
 def simulation_check(frame: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -672,13 +672,13 @@ def scale_verdict(name: str) -> Markdown:
     best = {key: max(lines["simulated"].items(), key=lambda item: item[1]) for key, lines in found.items()}
     tcp, fast = list(simulate.NETWORKS)[-1], list(simulate.NETWORKS)[1]
     outcomes = [
-        {f"{network} ({tell._times(best[SCALED[0], network][1])})": best[SCALED[0], network][1] < 16
+        {f"{network} ({tell.as_times(best[SCALED[0], network][1])})": best[SCALED[0], network][1] < 16
          for network in simulate.NETWORKS},
-        {f"{best[SCALED[0], tcp][0]} ranks ({tell._times(best[SCALED[0], tcp][1])})": best[SCALED[0], tcp][1] <= 1},
-        {tell._times(best[SCALED[1], fast][1]): best[SCALED[1], fast][1] >= 32},
+        {f"{best[SCALED[0], tcp][0]} ranks ({tell.as_times(best[SCALED[0], tcp][1])})": best[SCALED[0], tcp][1] <= 1},
+        {tell.as_times(best[SCALED[1], fast][1]): best[SCALED[1], fast][1] >= 32},
     ]  # fmt: skip
     parts = [
-        f"{network} {tell._times(best[H, network][1])} (on {best[H, network][0]:,} ranks)"
+        f"{network} {tell.as_times(best[H, network][1])} (on {best[H, network][0]:,} ranks)"
         for H in SCALED[:1] for network in simulate.NETWORKS
     ]  # fmt: skip
     return tell.say(
@@ -703,7 +703,7 @@ def ways_verdict(name: str) -> Markdown:
         {f"{n} ranks ({leader[n]})": leader[n] == "mpi/batch" for n in POWERS[1:] if n <= THROUGHPUT.B},
         {f"{n} ranks": lines["mpi/pipeline"][n] <= 1.02 * lines["mpi/pipeline"][32] for n in POWERS[6:]},
     ]
-    parts = [f"{method} {tell._times(value)} (on {n:,} ranks)" for method, (n, value) in best.items()]
+    parts = [f"{method} {tell.as_times(value)} (on {n:,} ranks)" for method, (n, value) in best.items()]
     return tell.say(
         f"Computed from the core of {name}: with {THROUGHPUT.B} sequences and {THROUGHPUT.layers} layers the three "
         f"reach, over one rank, {', '.join(parts)}",

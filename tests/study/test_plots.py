@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from rnnpar.study import plots, store
+from rnnpar.study import diagrams, on_threads, plots, recurrence, serial, store, which
 
 COLUMNS = ["machine", *store.COLUMNS]
 METHODS = [
@@ -59,7 +59,7 @@ def synthetic(samples: int = 7, date: str = "2026-01-31T12:00:00") -> pd.DataFra
     for workload, H, I, O, T, B, layers in dict.fromkeys(shapes):
         for method in METHODS:
             threaded = method.startswith("threads/")
-            scaled = threaded and workload == "random" and (H, T, B) in plots.SCALED
+            scaled = threaded and workload == "random" and (H, T, B) in on_threads.SCALED
             for threads in range(1, CORES + 1) if scaled else [CORES if threaded else 1]:
                 base = dict(
                     machine="a-machine", point=f"{len(rows)}", workload=workload, method=method, H=H, I=I, O=O, T=T,
@@ -109,14 +109,14 @@ def bits_table(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def predicted(frame: pd.DataFrame) -> pd.DataFrame:
-    """What `tell.predictions` returns: every steady sample as a point of its own, predicted up to three times off."""
+    """What `which.predictions` returns: every steady sample as a point of its own, predicted up to three times off."""
     rows = frame[(frame["kind"] == "steady") & (frame["status"] == "ok")]
     off = np.exp(np.random.default_rng(2).normal(0, 0.4, len(rows)))
     return rows.assign(measured=rows["seconds"], predicted=rows["seconds"] * off)
 
 
 def losses(frame: pd.DataFrame) -> pd.DataFrame:
-    """What `tell.ways` returns: times over the best method's, with holes where a method has none."""
+    """What `which.ways` returns: times over the best method's, with holes where a method has none."""
     rows = predicted(frame).query("sample == 0")
     times = rows.pivot_table(index=["workload", "H", "I", "O", "T", "B", "layers"], columns="method", values="seconds")
     over = times.div(times.min(axis=1), axis=0)
@@ -149,10 +149,9 @@ def raced(behind: bool = True) -> pd.DataFrame:
 
 
 def shapes(frame: pd.DataFrame) -> pd.DataFrame:
-    """What `tell.beside_peers` returns of `raced`; no row of an empty frame."""
-    from rnnpar.study import tell
+    """What `which.beside_peers` returns of `raced`; no row of an empty frame."""
 
-    return tell.beside_peers(frame)
+    return which.beside_peers(frame)
 
 
 def of_peers(frame: pd.DataFrame) -> pd.DataFrame:
@@ -166,17 +165,17 @@ CACHES = {"L1": 48 * 1024, "L2": 2**20, "L3": 2**25}
 
 
 FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {
-    "dependency": lambda frame: plots.dependency_graph(),
-    "arithmetic": lambda frame: plots.arithmetic(
+    "dependency": lambda frame: diagrams.dependency_graph(),
+    "arithmetic": lambda frame: recurrence.arithmetic_figure(
         {
-            "origin-large": plots.Shape(50, 50, 8000),
-            "origin-small": plots.Shape(120, 120, 10000),
-            "kjv-h128": plots.Shape(64, 128, 64),
-            "H = I = O": plots.Shape(256, 256, 256),
+            "origin-large": recurrence.Shape(50, 50, 8000),
+            "origin-small": recurrence.Shape(120, 120, 10000),
+            "kjv-h128": recurrence.Shape(64, 128, 64),
+            "H = I = O": recurrence.Shape(256, 256, 256),
         },
         marked=["origin-large", "origin-small"],
     ),
-    "floor": lambda frame: plots.floor(
+    "floor": lambda frame: recurrence.floor_figure(
         {"arithmetic": [1e-8, 1e-6, 1e-4], "bytes": [2e-8, 2e-6, 2e-4], "latency": [4e-8] * 3},
         [16, 256, 2048],
         "B = 1",
@@ -187,18 +186,22 @@ FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {
     "step B": lambda frame: plots.step_time(frame, "B", methods=METHODS[:3]),
     "speed-up": lambda frame: plots.speed_up(frame, "H"),
     "speed-up layers": lambda frame: plots.speed_up(frame, "layers", over=["serial/compiled"]),
-    "origin": lambda frame: plots.origin(frame),
-    "bits": lambda frame: plots.bits(bits_table(frame), "a-machine", "2026-01-31"),
-    "scaling": lambda frame: plots.thread_scaling(frame),
+    "origin": lambda frame: on_threads.origin_figure(frame),
+    "bits": lambda frame: on_threads.bits_figure(bits_table(frame), "a-machine", "2026-01-31"),
+    "scaling": lambda frame: on_threads.thread_scaling_figure(frame),
     "map": lambda frame: plots.best_map(frame),
-    "stairs": lambda frame: plots.stairs(frame),
-    "meetings": lambda frame: plots.meetings(COSTS if len(frame) else {}, {"H = 64": 2e-7}, "a-machine · 2026-01-31"),
-    "rows or batch": lambda frame: plots.rows_or_batch(frame),
-    "pipeline": lambda frame: plots.pipeline(frame, IDEALS if len(frame) else {}, CORES),
-    "weights": lambda frame: plots.weight_bytes(frame, CACHES, {"threads/rows": ([32, 2048], [1e11, 2e11])}),
+    "stairs": lambda frame: serial.stairs_figure(frame),
+    "meetings": lambda frame: on_threads.meetings_figure(
+        COSTS if len(frame) else {}, {"H = 64": 2e-7}, "a-machine · 2026-01-31"
+    ),
+    "rows or batch": lambda frame: on_threads.rows_or_batch_figure(frame),
+    "pipeline": lambda frame: on_threads.pipeline_figure(frame, IDEALS if len(frame) else {}, CORES),
+    "weights": lambda frame: on_threads.weight_bytes_figure(
+        frame, CACHES, {"threads/rows": ([32, 2048], [1e11, 2e11])}
+    ),
     "model": lambda frame: plots.model_error(predicted(frame)),
-    "choices": lambda frame: plots.choices(losses(frame), "a-machine", "2026-01-31"),
-    "peers": lambda frame: plots.against_peers(of_peers(frame), shapes(of_peers(frame))),
+    "choices": lambda frame: which.choices_figure(losses(frame), "a-machine", "2026-01-31"),
+    "peers": lambda frame: which.against_peers_figure(of_peers(frame), shapes(of_peers(frame))),
 }
 
 
@@ -292,7 +295,7 @@ def test_numbers_as_people_write_them(value: float, text: str) -> None:
 
 @pytest.mark.parametrize("wanted", [[0.5], [0.5, 0.5, 0.5], [0.0, 0.01, 1.0, 0.99], [1.0, 1.0, 1.0, 0.0], [0.2, 0.1]])
 def test_labels_move_apart_and_keep_their_order(wanted: list[float]) -> None:
-    places = plots._spread(wanted, 0.1, 0.0, 1.0)
+    places = plots.spread_labels(wanted, 0.1, 0.0, 1.0)
     assert all(-1e-9 <= place <= 1 + 1e-9 for place in places)
     in_order = sorted(range(len(wanted)), key=lambda i: wanted[i])
     assert all(places[b] - places[a] >= 0.1 - 1e-9 for a, b in pairwise(in_order))
@@ -302,7 +305,7 @@ def test_many_methods_and_their_networks_are_not_cut() -> None:
     many = [*plots.LOOKS][:22]  # with the GPU's, whose names are the longest
     rows = [dict(network=f"net-{n}", method=method, bits=1.6 + n / 10, oracle=1.6 + n / 10, error=1e-7,
                  status="unsupported" if "cu" in method else "ok") for method in many for n in range(3)]  # fmt: skip
-    figure = plots.bits(pd.DataFrame(rows))
+    figure = on_threads.bits_figure(pd.DataFrame(rows))
     figure.canvas.draw()
     left = figure.axes[0]
     assert [tick.get_text() for tick in left.get_yticklabels() if tick.get_window_extent().x0 < 0] == []
@@ -351,7 +354,7 @@ def test_methods_look_different_and_always_the_same() -> None:
     ],
 )
 def test_where_two_cross(ratios: dict[float, float], size: float | None) -> None:
-    assert plots.crossing(ratios) == (None if size is None else pytest.approx(size))
+    assert on_threads.crossing(ratios) == (None if size is None else pytest.approx(size))
 
 
 @pytest.mark.parametrize(
@@ -371,7 +374,7 @@ def test_durations(seconds: float, text: str) -> None:
 
 
 def test_a_peer_that_is_ahead_stands_out() -> None:
-    figure = plots.against_peers(raced(), shapes(raced()))
+    figure = which.against_peers_figure(raced(), shapes(raced()))
     said = [text for text in texts(figure) if "×" in text]
     assert said[0] == "0.60×  jax"
     assert said[1:] == ["1.20×  jax"] * 3
@@ -382,7 +385,7 @@ def test_stairs_say_what_each_change_brings() -> None:
     times = {"serial/naive": 8e-6, "serial/hoisted": 4e-6, "serial/compiled": 1e-6}
     frame = frame[frame["method"].isin(times) & (frame["kind"] == "steady")]
     frame = frame.assign(seconds=frame["method"].map(times) * frame["T"])
-    said = texts(plots.stairs(frame))
+    said = texts(serial.stairs_figure(frame))
     assert said.count("8 µs") == 3
     assert said.count("4 µs   2.0×") == 3
     assert said.count("1 µs   4.0×") == 3
@@ -392,7 +395,7 @@ def test_bytes_of_w_are_those_of_all_steps() -> None:
     frame = synthetic()
     frame = frame[(frame["method"] == "serial/compiled") & (frame["kind"] == "steady")]
     frame = frame.assign(seconds=frame["T"] * 4 * frame["H"] ** 2 / 50e9)  # 50 GB/s at every H
-    (line,) = [line for line in plots.weight_bytes(frame, CACHES).axes[0].lines if line.get_zorder() == 3]
+    (line,) = [line for line in on_threads.weight_bytes_figure(frame, CACHES).axes[0].lines if line.get_zorder() == 3]
     assert line.get_ydata() == pytest.approx([50.0] * 8)
 
 
@@ -400,7 +403,7 @@ def test_a_folder_that_cannot_be_written_is_a_clear_error(tmp_path, monkeypatch)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("RNNPAR_FIGURES", str(tmp_path / "file"))
     with pytest.raises(OSError, match="RNNPAR_FIGURES"):
-        plots.save(plots.dependency_graph(), "00_try", "a-machine")
+        plots.save(diagrams.dependency_graph(), "00_try", "a-machine")
 
 
 def values(line) -> list[float]:

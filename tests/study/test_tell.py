@@ -13,30 +13,30 @@ import pytest
 from IPython.display import Markdown
 
 from rnnpar import machine, peaks, registry
-from rnnpar.study import corpus, measure, plots, store, tell
+from rnnpar.study import corpus, measure, on_threads, plots, recurrence, serial, store, tell, which
 from tests.study.test_plots import COLUMNS, bits_table, failed, holes, raced, synthetic
 from tests.test_model import simple_peaks
 
 VERDICTS: dict[str, tuple[Callable[[pd.DataFrame], Markdown], str]] = {
     "glance": (tell.glance, "serial/naive"),
-    "hoisting": (tell.hoisting, "serial/naive"),
-    "hoisting the origin": (tell.hoisting_the_origin, "serial/naive"),
-    "compiling": (tell.compiling, "serial/hoisted"),
-    "lengths": (tell.lengths, "serial/compiled"),
-    "batches": (tell.batches, "serial/compiled"),
-    "timestep": (tell.timestep, "serial/compiled"),
-    "rows": (tell.rows, "serial/compiled"),
-    "batch": (tell.batch, "serial/compiled"),
-    "wavefront": (tell.wavefront, "serial/compiled"),
-    "scaling": (tell.scaling, "one of the same method"),
-    "origin": (tell.origin, "serial/naive"),
-    "stairs": (tell.stairs, "serial/naive"),
-    "rows or batch": (tell.rows_or_batch, "threads/rows"),
-    "pipeline": (tell.pipeline, "serial/compiled"),
-    "weights": (lambda frame: tell.weights(frame, "a-machine"), "threads/rows"),
-    "peak": (lambda frame: tell.peak(frame, tell.peak_shares(frame)), "measured arithmetic peak"),
-    "model": (lambda frame: tell.model_error(tell.predictions(frame), "a-machine"), "the model"),
-    "choice": (lambda frame: tell.choice(frame, tell.choices(frame)), "the best measured method"),
+    "hoisting": (serial.hoisting, "serial/naive"),
+    "hoisting the origin": (recurrence.hoisting_the_origin, "serial/naive"),
+    "compiling": (serial.compiling, "serial/hoisted"),
+    "lengths": (serial.lengths, "serial/compiled"),
+    "batches": (serial.batches, "serial/compiled"),
+    "timestep": (on_threads.timestep, "serial/compiled"),
+    "rows": (on_threads.rows, "serial/compiled"),
+    "batch": (on_threads.batch, "serial/compiled"),
+    "wavefront": (on_threads.wavefront, "serial/compiled"),
+    "scaling": (on_threads.scaling, "one of the same method"),
+    "origin": (on_threads.origin, "serial/naive"),
+    "stairs": (serial.stairs, "serial/naive"),
+    "rows or batch": (on_threads.rows_or_batch, "threads/rows"),
+    "pipeline": (on_threads.pipeline, "serial/compiled"),
+    "weights": (lambda frame: on_threads.weights(frame, "a-machine"), "threads/rows"),
+    "peak": (lambda frame: serial.peak(frame, serial.peak_shares(frame)), "measured arithmetic peak"),
+    "model": (lambda frame: which.model_error(which.predictions(frame), "a-machine"), "the model"),
+    "choice": (lambda frame: which.choice(frame, which.choices(frame)), "the best measured method"),
 }
 CACHES = {"L1": 48 * 1024, "L2": 2**20, "L3": 2**25}
 
@@ -103,7 +103,7 @@ def test_the_numbers_of_a_verdict_are_those_of_the_data() -> None:
     hoisted = frame["method"] == "serial/hoisted"
     twice = frame.assign(seconds=frame["seconds"].mask(hoisted, _like(frame, "serial/naive", hoisted) / 2))
     assert "makes serial/hoisted 2.0 times as fast as serial/naive at H = 16 and 2.0 times at H = 2,048" in bold(
-        tell.hoisting(twice)
+        serial.hoisting(twice)
     )
 
 
@@ -118,35 +118,35 @@ def _like(frame: pd.DataFrame, method: str, where: pd.Series) -> pd.Series:
 def test_a_prediction_that_failed_says_where() -> None:
     frame = synthetic()
     slow = (frame["method"] == "serial/hoisted") & (frame["H"] == 64) & (frame["kind"] == "steady")
-    said = tell.hoisting(frame.assign(seconds=frame["seconds"].mask(slow, frame["seconds"] * 10)))
+    said = serial.hoisting(frame.assign(seconds=frame["seconds"].mask(slow, frame["seconds"] * 10)))
     assert "It failed at H = 64 (0." in said.data
-    assert "H = 64" not in tell.hoisting(frame).data
+    assert "H = 64" not in serial.hoisting(frame).data
 
 
 def test_what_is_not_ok_takes_no_part() -> None:
     frame = synthetic()
     frame = failed(frame, frame["method"] == "threads/rows", "inaccurate", seconds=1e-12)
-    assert tell.NOT_MEASURED in tell.rows(frame).data
+    assert tell.NOT_MEASURED in on_threads.rows(frame).data
     assert not [name for name, (say, _) in VERDICTS.items() if "threads/rows" in bold(say(frame))]
 
 
 def test_bits_are_held_against_the_oracle() -> None:
     table = bits_table(synthetic(1))
-    said = tell.same_bits(table)
+    said = on_threads.same_bits(table)
     assert "0.1 millionths of a bit" in bold(said)
     assert "It held" in said.data
     wrong = table.assign(bits=table["bits"] + 1e-3 * (table["method"] == "threads/batch"))
-    assert "It failed at threads/batch on kjv-h128" in tell.same_bits(wrong).data
-    assert tell.NOT_MEASURED in tell.same_bits(table.iloc[:0]).data
+    assert "It failed at threads/batch on kjv-h128" in on_threads.same_bits(wrong).data
+    assert tell.NOT_MEASURED in on_threads.same_bits(table.iloc[:0]).data
 
 
 def test_bits_of_every_method_on_the_trained_networks() -> None:
-    table = tell.bits(batch=2, steps=40)
+    table = on_threads.bits(batch=2, steps=40)
     ours = [method for method in registry.methods() if method.backend not in measure.ELSEWHERE]
     assert set(table["method"]) == {method.name for method in ours}
     ran = table[table["status"] == "ok"]
     assert {method.name for method in ours if method.available} == set(ran["method"])
-    assert (ran["bits"] - ran["oracle"]).abs().max() < tell.BITS
+    assert (ran["bits"] - ran["oracle"]).abs().max() < on_threads.BITS
 
 
 def test_a_live_run_has_times_and_errors() -> None:
@@ -158,18 +158,21 @@ def test_a_live_run_has_times_and_errors() -> None:
 
 
 def test_amdahls_law() -> None:
-    assert "| I = O = H | 33% | 1.50 | 2.0 | 2.4 | 2.9 | 3.0 |" in tell.amdahl().data
+    assert "| I = O = H | 33% | 1.50 | 2.0 | 2.4 | 2.9 | 3.0 |" in recurrence.amdahl().data
 
 
 def test_the_floor_is_the_largest_bound() -> None:
-    parts = tell.floor_parts(B=1, sizes=[16, 256, 4096])
+    parts = recurrence.floor_parts(B=1, sizes=[16, 256, 4096])
     largest = [max(parts, key=lambda name: parts[name][i]) for i in range(3)]
     assert largest == ["latency", "bytes of W", "bytes of W"]
-    assert tell.floor_parts(B=16, sizes=[256])["arithmetic"] > tell.floor_parts(B=16, sizes=[256])["bytes of W"]
+    assert (
+        recurrence.floor_parts(B=16, sizes=[256])["arithmetic"]
+        > recurrence.floor_parts(B=16, sizes=[256])["bytes of W"]
+    )
 
 
 def test_tables_are_tables() -> None:
-    for table in (tell.methods_table(), tell.machine_table(), tell.amdahl()):
+    for table in (tell.methods_table(), tell.machine_table(), recurrence.amdahl()):
         lines = table.data.split("\n")
         assert len({line.count("|") for line in lines}) == 1
         assert len(lines) > 3
@@ -201,7 +204,7 @@ def test_predictions_need_peaks(tmp_path, monkeypatch) -> None:
 
 @pytest.mark.parametrize(("value", "text"), [(48 * 1024, "48 KB"), (2**20, "1 MB"), (1000, "1,000 B"), (0, "0 B")])
 def test_bytes(value: int, text: str) -> None:
-    assert tell._bytes(value) == text
+    assert tell.as_bytes(value) == text
 
 
 def test_ratios_have_figures_that_say_something() -> None:
@@ -223,7 +226,7 @@ def sweep(seconds: Callable[[pd.Series], float], **shapes: object) -> pd.DataFra
 
 def test_stairs() -> None:
     cost = {"serial/naive": 8e-6, "serial/hoisted": 4e-6, "serial/compiled": 1e-6}
-    said = tell.stairs(sweep(lambda row: row["T"] * cost.get(row["method"], 1e-6)))
+    said = serial.stairs(sweep(lambda row: row["T"] * cost.get(row["method"], 1e-6)))
     assert "2.0 times by hoisting and 4.0 times by compiling at H = 64; 2.0 times" in bold(said)
     assert "It failed at H = 256 (2.0 times and 4.0 times), H = 1,024" in said.data
 
@@ -232,13 +235,13 @@ def test_rows_or_batch() -> None:
     def seconds(row: pd.Series) -> float:
         return 4e-6 if row["method"] == "threads/rows" else 8e-6 / row["B"]
 
-    said = bold(tell.rows_or_batch(sweep(seconds)))
+    said = bold(on_threads.rows_or_batch(sweep(seconds)))
     assert "threads/batch is level with threads/rows or ahead from about B = 2 on (H = 256, T = 32" in said
     assert "from B = 8 on at H = 64, from B = 8 on at H = 256, from B = 8 on at H = 1,024" in said
-    never = bold(tell.rows_or_batch(sweep(lambda row: 1e-6 if row["method"] == "threads/rows" else 2e-6)))
+    never = bold(on_threads.rows_or_batch(sweep(lambda row: 1e-6 if row["method"] == "threads/rows" else 2e-6)))
     assert "does not reach threads/rows up to B = 128" in never
     assert "never at H = 64" in never
-    always = tell.rows_or_batch(sweep(lambda row: 2e-6 if row["method"] == "threads/rows" else 1e-6))
+    always = on_threads.rows_or_batch(sweep(lambda row: 2e-6 if row["method"] == "threads/rows" else 1e-6))
     assert "or ahead from B = 1 on" in bold(always)
     assert "It failed at H = 256 (2.0 times), H = 1,024" in always.data
 
@@ -251,13 +254,13 @@ def test_pipeline() -> None:
         return alone if row["method"] == "serial/compiled" else alone / 1.6
 
     frame = sweep(seconds, H=256, T=128, B=1)
-    ideals = tell.pipeline_ideals(frame)
+    ideals = on_threads.pipeline_ideals(frame)
     assert ideals["all work / longest stage"] == pytest.approx({1: 2.0, 2: 3.5, 4: 6.5})
     assert ideals["layers"] == {1: 1, 2: 2, 4: 4}
-    said = tell.pipeline(frame)
+    said = on_threads.pipeline(frame)
     assert "80% with 1 layer (1.60 of 2.0 times), 80% with 2 layers (1.60 of 2.0 times)" in bold(said)
-    assert tell.pipeline_ideals(frame.query("layers == 1")) == {}
-    assert tell.NOT_MEASURED in tell.pipeline(frame.query("layers == 1")).data
+    assert on_threads.pipeline_ideals(frame.query("layers == 1")) == {}
+    assert tell.NOT_MEASURED in on_threads.pipeline(frame.query("layers == 1")).data
 
 
 def test_weights() -> None:
@@ -266,42 +269,42 @@ def test_weights() -> None:
         many = 2.0 if row["method"] == "threads/rows" else 1.0
         return row["T"] * 4 * row["H"] ** 2 / (speed * many * (2 if many > 1 and row["H"] == 512 else 1))
 
-    said = tell.weights(sweep(seconds), "a-machine")
+    said = on_threads.weights(sweep(seconds), "a-machine")
     assert "serial/compiled reads W at up to 100 GB/s (at H = 16) and at 50 at H = 2,048" in bold(said)
     assert "threads/rows reads W at up to 400 GB/s (at H = 512) and at 100 at H = 2,048" in bold(said)
     assert said.data.count("It held.") == 2
-    assert "Not measured here" in tell.weights(sweep(seconds), "unknown").data
+    assert "Not measured here" in on_threads.weights(sweep(seconds), "unknown").data
 
 
 def test_peak_shares() -> None:
     """A multiply-add takes 1 ns: 2 GFLOP/s, and 4 GB/s of W at one row; a step at twice the least time has half."""
-    shares = tell.peak_shares(sweep(lambda row: 2 * row["T"] * row["B"] * 3 * row["H"] ** 2 * 1e-9))
+    shares = serial.peak_shares(sweep(lambda row: 2 * row["T"] * row["B"] * 3 * row["H"] ** 2 * 1e-9))
     assert set(shares["B"]) == {1, 16, 32, 64, 128}
     assert shares["share"].to_numpy() == pytest.approx(0.5)
-    assert "| 256 | 64 | 32 | arithmetic | 1 of 2 GFLOP/s | 50% |" in tell.peak_table(shares).data
-    assert "at least 75% of the arithmetic peak.* It failed at" in tell.peak(synthetic(), shares).data
-    assert tell.peak_table(shares.iloc[:0]).data == tell.NO_PEAKS
+    assert "| 256 | 64 | 32 | arithmetic | 1 of 2 GFLOP/s | 50% |" in serial.peak_table(shares).data
+    assert "at least 75% of the arithmetic peak.* It failed at" in serial.peak(synthetic(), shares).data
+    assert serial.peak_table(shares.iloc[:0]).data == serial.NO_PEAKS
 
 
 def test_a_cache_level_and_its_bandwidth() -> None:
     found = {"products": {"1": [[64, 1, 4 * 64**2 / 300e9], [256, 1, 4 * 256**2 / 200e9], [512, 1, 4 * 512**2 / 180e9],
                                 [2048, 1, 4 * 2048**2 / 90e9], [4096, 1, 4 * 4096**2 / 30e9]]}}  # fmt: skip
-    levels = {H: tell.bandwidth(found, CACHES, H) for H in (64, 200, 512, 1024, 4000)}
+    levels = {H: serial.bandwidth(found, CACHES, H) for H in (64, 200, 512, 1024, 4000)}
     assert [level for level, _ in levels.values()] == ["L1", "L2", "L2", "L3", "memory"]
     assert [speed for _, speed in levels.values()] == pytest.approx([300e9, 200e9, 200e9, 90e9, 30e9])
-    assert tell.bandwidth(found, {}, 64)[0] == "memory"
+    assert serial.bandwidth(found, {}, 64)[0] == "memory"
 
 
 def test_the_tile_beside_numpy() -> None:
     points = [[H, rows, 1e-6] for H in (64, 256, 1024) for rows in (1, 64)]
     twice = [[H, rows, 2e-6] for H, rows, _ in points]
     peaks_of("a-machine", corpus.data_folder(), products={"1": points, "2": points}, blas=twice)
-    assert "| H = 64 | 2.0× | – | 2.0× |" in tell.tile_table("a-machine").data
-    assert tell.tile_table("unknown").data == tell.NO_PEAKS
+    assert "| H = 64 | 2.0× | – | 2.0× |" in serial.tile_table("a-machine").data
+    assert serial.tile_table("unknown").data == serial.NO_PEAKS
 
 
 def test_meetings() -> None:
-    said = tell.meetings(synthetic(), "a-machine")
+    said = on_threads.meetings(synthetic(), "a-machine")
     assert "with 2 threads, a barrier of flags costs 1 µs, a barrier with one counter 0.50 times as much, " in bold(
         said
     )
@@ -310,9 +313,9 @@ def test_meetings() -> None:
     )
     assert said.data.count("It held.") == 3
     assert "cores busy" not in said.data
-    assert tell.NOT_MEASURED in tell.meetings(synthetic(), "unknown").data
+    assert tell.NOT_MEASURED in on_threads.meetings(synthetic(), "unknown").data
     peaks_of("a-machine", corpus.data_folder(), barrier={"2": 8e-3}, python_launch={})
-    busy = tell.meetings(pd.DataFrame(columns=COLUMNS), "a-machine").data
+    busy = on_threads.meetings(pd.DataFrame(columns=COLUMNS), "a-machine").data
     assert "a barrier of flags costs 8 ms" in busy
     assert "Python threads 100" not in busy
     assert "while other programs kept the cores busy" in busy
@@ -322,7 +325,7 @@ def test_peaks_of_another_version_and_damaged_ones() -> None:
     peaks_of("a-machine", corpus.data_folder(), version=-1)
     assert tell.peaks("a-machine") == {}
     assert tell.cost_model("a-machine") is None
-    assert tell.predictions(synthetic(1)).empty
+    assert which.predictions(synthetic(1)).empty
     (corpus.data_folder() / "results" / "a-machine" / "peaks.json").write_text("{")
     with pytest.raises(store.ResultsError, match="damaged"):
         tell.peaks("a-machine")
@@ -332,69 +335,69 @@ def exact(frame: pd.DataFrame, off: dict[str, float]) -> pd.DataFrame:
     """The frame with the seconds that the model predicts, times a factor by method."""
     costs = tell.cost_model("a-machine")
     assert costs is not None
-    predicted = [costs.predict(row["method"], tell._work(row), row["threads"]) for _, row in frame.iterrows()]
+    predicted = [costs.predict(row["method"], which._work(row), row["threads"]) for _, row in frame.iterrows()]
     return frame.assign(seconds=predicted * frame["method"].map(lambda method: off.get(method, 1.0)))
 
 
 def test_the_model_against_the_measurement() -> None:
     frame = exact(synthetic(1).query("kind == 'steady'"), {"threads/rows": 2.0, "serial/naive": 1.25})
-    table = tell.predictions(frame)
+    table = which.predictions(frame)
     assert len(table) == len(frame)
-    said = tell.model_error(table, "a-machine")
+    said = which.model_error(table, "a-machine")
     assert "by method from 0.0" in bold(said) or "by method from 0%" in bold(said)
     assert "to 50% (threads/rows)" in bold(said)
     assert "It failed at threads/rows (50%)." in said.data
-    lines = tell.model_table(table).data.split("\n")
+    lines = which.model_table(table).data.split("\n")
     assert any(line.startswith("| `threads/rows` | ") and "| 50% | 0.50× |" in line for line in lines)
     assert any(line.startswith("| `serial/naive` | ") and "| 20% | 0.80× | 100% |" in line for line in lines)
     assert lines[-1].startswith(f"| **all** | {len(table)} |")
-    assert "missing" in tell.model_table(table.iloc[:0]).data
+    assert "missing" in which.model_table(table.iloc[:0]).data
 
 
 def test_auto_against_the_best_choice() -> None:
     frame = synthetic(1).query("kind == 'steady'")
-    right = tell.choices(exact(frame[frame["method"].isin(tell.model.AUTO)], {}))
+    right = which.choices(exact(frame[frame["method"].isin(tell.model.AUTO)], {}))
     assert (right["auto"] == 1).all()
     assert (right["pick"] == right["best"]).all()
-    said = tell.choice(frame, right)
+    said = which.choice(frame, right)
     assert f"at 100% of {len(right)} points and within 3% at 100%; it never picks another than the best" in bold(said)
     assert "It held" in said.data
-    assert "nowhere" in tell.wrong_choices(right).data
-    slow = tell.choices(exact(frame[frame["method"].isin(tell.model.AUTO)], {"threads/batch": 3.0}))
+    assert "nowhere" in which.wrong_choices(right).data
+    slow = which.choices(exact(frame[frame["method"].isin(tell.model.AUTO)], {"threads/batch": 3.0}))
     assert set(slow.loc[slow["auto"] > 1.1, "pick"]) == {"threads/batch"}
     assert (slow["auto"] <= 3.0 + 1e-9).all()
-    assert "its dearest choice, threads/batch instead of " in bold(tell.choice(frame, slow))
-    assert "| threads/batch |" in tell.wrong_choices(slow).data
-    assert list(tell.ways(slow)) == ["auto", *tell.model.AUTO]
+    assert "its dearest choice, threads/batch instead of " in bold(which.choice(frame, slow))
+    assert "| threads/batch |" in which.wrong_choices(slow).data
+    assert list(which.ways(slow)) == ["auto", *tell.model.AUTO]
 
 
 def test_peers() -> None:
     frame = raced()
-    table = tell.beside_peers(frame)
+    table = which.beside_peers(frame)
     assert list(table["best"]) == ["peers/jax"] * 4
     assert list(table["ratio"]) == pytest.approx([0.6, 1.2, 1.2, 1.2])
-    said = tell.peers(frame, table)
+    said = which.peers(frame, table)
     mean = plots.ratio((0.6 * 1.2**3) ** 0.25)
     assert f"on 2 threads, auto is {mean} times as fast as the best peer in the geometric mean over 4 shapes" in bold(
         said
     )
     assert "0.60 times as fast as peers/jax at the worst, H 64 T 128 B 1." in bold(said)
     assert "It failed at H 64 T 128 B 1 (0.60 times, peers/jax)." in said.data
-    behind = tell.behind(frame, table).data
+    behind = which.behind(frame, table).data
     assert "- H 64 T 128 B 1: peers/jax takes 0.60 times as long as auto, which was threads/rows." in behind
     assert behind.count("\n- ") == 1
-    columns = tell.peer_table(table).data
+    columns = which.peer_table(table).data
     assert "| H 512 I 29 O 29 T 128 B 8 | threads/rows |" in columns
     assert "| **geometric mean** |" in columns
     assert "4.0×" in columns
-    assert "onnxruntime" not in tell.peers(frame, table).data
+    assert "onnxruntime" not in which.peers(frame, table).data
     ahead = raced(False)
-    assert tell.behind(ahead, tell.beside_peers(ahead)).data == "At no shape is a peer ahead, or less than 5% behind."
+    assert which.behind(ahead, which.beside_peers(ahead)).data == "At no shape is a peer ahead, or less than 5% behind."
 
 
 def test_behind_says_how_near_the_peak_our_arithmetic_came(monkeypatch) -> None:
     frame = raced()
-    table = tell.beside_peers(frame)
+    table = which.beside_peers(frame)
     worst = table.iloc[0]
     rate = 2 * 3 * 64 * 64 * worst["T"] / worst["ours"] / 2  # floating-point operations a second of each of 2 threads
     for share, words in (
@@ -403,58 +406,58 @@ def test_behind_says_how_near_the_peak_our_arithmetic_came(monkeypatch) -> None:
     ):
         one_product = {"products": {"1": [[64, 1, 2 * 64 * 64 / (rate / share)]]}}
         monkeypatch.setattr(tell, "peaks", lambda name, found=one_product: found)
-        assert words in tell.behind(frame, table, "mach").data
+        assert words in which.behind(frame, table, "mach").data
 
 
 def test_without_peers() -> None:
     empty = pd.DataFrame(columns=COLUMNS)
     alone = raced().query("method == 'auto'")
     for frame in (empty, alone, raced().query("method != 'auto'")):
-        table = tell.beside_peers(frame)
+        table = which.beside_peers(frame)
         assert table.empty
-        assert bold(tell.peers(frame, table)) == f"{tell.NOT_MEASURED}."
-        assert tell.behind(frame, table).data == ""
-        assert "No shape" in tell.peer_table(table).data
+        assert bold(which.peers(frame, table)) == f"{tell.NOT_MEASURED}."
+        assert which.behind(frame, table).data == ""
+        assert "No shape" in which.peer_table(table).data
 
 
 def test_peers_of_this_machine_of_another_and_of_none(capsys) -> None:
-    name, frame = tell.peer_results("a-machine")
+    name, frame = which.peer_results("a-machine")
     assert (name, len(frame)) == ("a-machine", 0)
     rows = [store.Row(**{column: row[column] for column in store.COLUMNS} | dict(sample=0, samples=1, kind="steady"))
             for _, row in raced().query("sample == 1").iterrows()]  # fmt: skip
     store.append(rows, "peers")
-    name, frame = tell.peer_results("a-machine")
+    name, frame = which.peer_results("a-machine")
     assert (name, len(frame)) == (machine.name(), 16)
-    assert len(tell.beside_peers(frame)) == 4
-    assert tell.peer_results()[0] == machine.name()
+    assert len(which.beside_peers(frame)) == 4
+    assert which.peer_results()[0] == machine.name()
 
 
 def test_advice() -> None:
-    said = tell.advice(256, 128, 64, 256, 256, 1, "a-machine").data
+    said = which.advice(256, 128, 64, 256, 256, 1, "a-machine").data
     assert said.startswith('**On a-machine, with 2 threads: take `rnnpar.prepare(net, "threads/batch", threads=2)`.')
     assert all(f"| `{method}` |" in said for method in tell.model.AUTO)
     assert "| 1.00× |" in said
-    one = tell.advice(64, 16, 1, 64, 64, 1, "a-machine", threads=1).data
+    one = which.advice(64, 16, 1, 64, 64, 1, "a-machine", threads=1).data
     assert 'take `rnnpar.prepare(net, "serial/compiled")`' in one
-    assert "No advice" in tell.advice(64, 16, 1, 64, 64, 1, "unknown").data
-    assert tell.advice(64, 16, 0, 64, 2.5, 1).data == "B is 0, O is 2.5: sizes are whole numbers of at least 1."
+    assert "No advice" in which.advice(64, 16, 1, 64, 64, 1, "unknown").data
+    assert which.advice(64, 16, 0, 64, 2.5, 1).data == "B is 0, O is 2.5: sizes are whole numbers of at least 1."
 
 
 def test_bfloat16() -> None:
-    bits = tell.bfloat16_bits(batch=2, steps=20, methods=["serial/compiled"])
+    bits = on_threads.bfloat16_bits(batch=2, steps=20, methods=["serial/compiled"])
     assert (bits["error float32"] < measure.BOUND).all()
     assert bits["error bfloat16"].between(1e-5, 0.05).all()
-    speed = tell.bfloat16_speed({32: 4}, ["serial/compiled"], rounds=3)
+    speed = on_threads.bfloat16_speed({32: 4}, ["serial/compiled"], rounds=3)
     assert list(speed) == [("serial/compiled", 32)]
-    assert len(tell.bfloat16_table(bits, speed).data.split("\n")) == 3
+    assert len(on_threads.bfloat16_table(bits, speed).data.split("\n")) == 3
     fixed = {("serial/compiled", 2048): plots.median([1.5]), ("threads/rows", 512): plots.median([0.9])}
-    said = tell.bfloat16(bits.assign(bfloat16=bits["float32"] + 0.002), fixed)
+    said = on_threads.bfloat16(bits.assign(bfloat16=bits["float32"] + 0.002), fixed)
     assert "0.90 times as fast as float32 in threads/rows at H = 512 and 1.50 times in serial/compiled" in bold(said)
     assert "by at most 2 thousandths" in bold(said)
     assert "no more than 0.01 bits lost.* It held." in said.data
-    lost = tell.bfloat16(bits.assign(bfloat16=bits["float32"] + 0.02), fixed)
+    lost = on_threads.bfloat16(bits.assign(bfloat16=bits["float32"] + 0.02), fixed)
     assert "no more than 0.01 bits lost.* It failed at serial/compiled on" in lost.data
-    assert tell.NOT_MEASURED in tell.bfloat16(bits, {}).data
+    assert tell.NOT_MEASURED in on_threads.bfloat16(bits, {}).data
 
 
 def test_what_ran_on_which_machine(tmp_path) -> None:
