@@ -167,7 +167,7 @@ def test_repeated_calls_are_bitwise_the_same(name, seed):
 
 # Shapes in which one stage of the pipeline is slow and the others are fast, so that a missing wait is overtaken:
 # a heavy recurrence (H), a heavy output (O), a heavy input (I).
-LOPSIDED = [(400, 1, 1, 300, 1, 1), (300, 1, 1, 8, 6000, 1), (300, 1, 6000, 8, 1, 1), (300, 2, 1, 200, 1, 3)]
+LOPSIDED = [(200, 1, 1, 300, 1, 1), (150, 1, 1, 8, 6000, 1), (150, 1, 6000, 8, 1, 1), (150, 2, 1, 200, 1, 3)]
 
 
 @pytest.mark.parametrize("threads", [2, 4, 8])
