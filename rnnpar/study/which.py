@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from rnnpar import machine, model
 from rnnpar.advice import advise, cautions, check_sizes, gpu_here
-from rnnpar.study import plots, serial, store, tell
+from rnnpar.study import on_one_core, plots, store, tell
 from rnnpar.study.plots import BLUE, INK, RED
 from rnnpar.study.tell import NOT_MEASURED, SHAPE, as_times, on, outcome, say, table_of
 from rnnpar.words import ratio
@@ -337,7 +337,7 @@ def _room(shape: Mapping[str, Any], found: Mapping[str, Any], threads: int) -> s
     """What share of the measured peak our arithmetic reached at a shape, and what that leaves to gain."""
     if not found:
         return ""
-    share = sum(_work(shape).flops().values()) / (shape["ours"] * threads * serial.arithmetic_peak(found))
+    share = sum(_work(shape).flops().values()) / (shape["ours"] * threads * on_one_core.arithmetic_peak(found))
     at = f". Our products ran at {plots.percent(share)} of this machine's peak of arithmetic"
     if share >= 0.75:
         return f"{at}: whoever multiplies well is nearly as fast"

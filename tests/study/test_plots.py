@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from rnnpar.study import diagrams, on_threads, plots, recurrence, serial, store, which
+from rnnpar.study import diagrams, on_one_core, on_threads, plots, recurrence, store, which
 
 COLUMNS = ["machine", *store.COLUMNS]
 METHODS = [
@@ -190,7 +190,7 @@ FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {
     "bits": lambda frame: on_threads.bits_figure(bits_table(frame), "a-machine", "2026-01-31"),
     "scaling": lambda frame: on_threads.thread_scaling_figure(frame),
     "map": lambda frame: plots.best_map(frame),
-    "stairs": lambda frame: serial.stairs_figure(frame),
+    "stairs": lambda frame: on_one_core.stairs_figure(frame),
     "meetings": lambda frame: on_threads.meetings_figure(
         COSTS if len(frame) else {}, {"H = 64": 2e-7}, "a-machine · 2026-01-31"
     ),
@@ -385,7 +385,7 @@ def test_stairs_say_what_each_change_brings() -> None:
     times = {"serial/naive": 8e-6, "serial/hoisted": 4e-6, "serial/compiled": 1e-6}
     frame = frame[frame["method"].isin(times) & (frame["kind"] == "steady")]
     frame = frame.assign(seconds=frame["method"].map(times) * frame["T"])
-    said = texts(serial.stairs_figure(frame))
+    said = texts(on_one_core.stairs_figure(frame))
     assert said.count("8 µs") == 3
     assert said.count("4 µs   2.0×") == 3
     assert said.count("1 µs   4.0×") == 3

@@ -13,28 +13,28 @@ import pytest
 from IPython.display import Markdown
 
 from rnnpar import machine, peaks, registry
-from rnnpar.study import corpus, measure, on_threads, plots, recurrence, serial, store, tell, which
+from rnnpar.study import corpus, measure, on_one_core, on_threads, plots, recurrence, store, tell, which
 from tests.study.test_plots import COLUMNS, bits_table, failed, holes, raced, synthetic
 from tests.test_model import simple_peaks
 
 VERDICTS: dict[str, tuple[Callable[[pd.DataFrame], Markdown], str]] = {
     "glance": (tell.glance, "serial/naive"),
-    "hoisting": (serial.hoisting, "serial/naive"),
+    "hoisting": (on_one_core.hoisting, "serial/naive"),
     "hoisting the origin": (recurrence.hoisting_the_origin, "serial/naive"),
-    "compiling": (serial.compiling, "serial/hoisted"),
-    "lengths": (serial.lengths, "serial/compiled"),
-    "batches": (serial.batches, "serial/compiled"),
+    "compiling": (on_one_core.compiling, "serial/hoisted"),
+    "lengths": (on_one_core.lengths, "serial/compiled"),
+    "batches": (on_one_core.batches, "serial/compiled"),
     "timestep": (on_threads.timestep, "serial/compiled"),
     "rows": (on_threads.rows, "serial/compiled"),
     "batch": (on_threads.batch, "serial/compiled"),
     "wavefront": (on_threads.wavefront, "serial/compiled"),
     "scaling": (on_threads.scaling, "one of the same method"),
     "origin": (on_threads.origin, "serial/naive"),
-    "stairs": (serial.stairs, "serial/naive"),
+    "stairs": (on_one_core.stairs, "serial/naive"),
     "rows or batch": (on_threads.rows_or_batch, "threads/rows"),
     "pipeline": (on_threads.pipeline, "serial/compiled"),
     "weights": (lambda frame: on_threads.weights(frame, "a-machine"), "threads/rows"),
-    "peak": (lambda frame: serial.peak(frame, serial.peak_shares(frame)), "measured arithmetic peak"),
+    "peak": (lambda frame: on_one_core.peak(frame, on_one_core.peak_shares(frame)), "measured arithmetic peak"),
     "model": (lambda frame: which.model_error(which.predictions(frame), "a-machine"), "the model"),
     "choice": (lambda frame: which.choice(frame, which.choices(frame)), "the best measured method"),
 }
@@ -103,7 +103,7 @@ def test_the_numbers_of_a_verdict_are_those_of_the_data() -> None:
     hoisted = frame["method"] == "serial/hoisted"
     twice = frame.assign(seconds=frame["seconds"].mask(hoisted, _like(frame, "serial/naive", hoisted) / 2))
     assert "makes serial/hoisted 2.0 times as fast as serial/naive at H = 16 and 2.0 times at H = 2,048" in bold(
-        serial.hoisting(twice)
+        on_one_core.hoisting(twice)
     )
 
 
@@ -118,9 +118,9 @@ def _like(frame: pd.DataFrame, method: str, where: pd.Series) -> pd.Series:
 def test_a_prediction_that_failed_says_where() -> None:
     frame = synthetic()
     slow = (frame["method"] == "serial/hoisted") & (frame["H"] == 64) & (frame["kind"] == "steady")
-    said = serial.hoisting(frame.assign(seconds=frame["seconds"].mask(slow, frame["seconds"] * 10)))
+    said = on_one_core.hoisting(frame.assign(seconds=frame["seconds"].mask(slow, frame["seconds"] * 10)))
     assert "It failed at H = 64 (0." in said.data
-    assert "H = 64" not in serial.hoisting(frame).data
+    assert "H = 64" not in on_one_core.hoisting(frame).data
 
 
 def test_what_is_not_ok_takes_no_part() -> None:
@@ -226,7 +226,7 @@ def sweep(seconds: Callable[[pd.Series], float], **shapes: object) -> pd.DataFra
 
 def test_stairs() -> None:
     cost = {"serial/naive": 8e-6, "serial/hoisted": 4e-6, "serial/compiled": 1e-6}
-    said = serial.stairs(sweep(lambda row: row["T"] * cost.get(row["method"], 1e-6)))
+    said = on_one_core.stairs(sweep(lambda row: row["T"] * cost.get(row["method"], 1e-6)))
     assert "2.0 times by hoisting and 4.0 times by compiling at H = 64; 2.0 times" in bold(said)
     assert "It failed at H = 256 (2.0 times and 4.0 times), H = 1,024" in said.data
 
@@ -278,29 +278,29 @@ def test_weights() -> None:
 
 def test_peak_shares() -> None:
     """A multiply-add takes 1 ns: 2 GFLOP/s, and 4 GB/s of W at one row; a step at twice the least time has half."""
-    shares = serial.peak_shares(sweep(lambda row: 2 * row["T"] * row["B"] * 3 * row["H"] ** 2 * 1e-9))
+    shares = on_one_core.peak_shares(sweep(lambda row: 2 * row["T"] * row["B"] * 3 * row["H"] ** 2 * 1e-9))
     assert set(shares["B"]) == {1, 16, 32, 64, 128}
     assert shares["share"].to_numpy() == pytest.approx(0.5)
-    assert "| 256 | 64 | 32 | arithmetic | 1 of 2 GFLOP/s | 50% |" in serial.peak_table(shares).data
-    assert "at least 75% of the arithmetic peak.* It failed at" in serial.peak(synthetic(), shares).data
-    assert serial.peak_table(shares.iloc[:0]).data == serial.NO_PEAKS
+    assert "| 256 | 64 | 32 | arithmetic | 1 of 2 GFLOP/s | 50% |" in on_one_core.peak_table(shares).data
+    assert "at least 75% of the arithmetic peak.* It failed at" in on_one_core.peak(synthetic(), shares).data
+    assert on_one_core.peak_table(shares.iloc[:0]).data == on_one_core.NO_PEAKS
 
 
 def test_a_cache_level_and_its_bandwidth() -> None:
     found = {"products": {"1": [[64, 1, 4 * 64**2 / 300e9], [256, 1, 4 * 256**2 / 200e9], [512, 1, 4 * 512**2 / 180e9],
                                 [2048, 1, 4 * 2048**2 / 90e9], [4096, 1, 4 * 4096**2 / 30e9]]}}  # fmt: skip
-    levels = {H: serial.bandwidth(found, CACHES, H) for H in (64, 200, 512, 1024, 4000)}
+    levels = {H: on_one_core.bandwidth(found, CACHES, H) for H in (64, 200, 512, 1024, 4000)}
     assert [level for level, _ in levels.values()] == ["L1", "L2", "L2", "L3", "memory"]
     assert [speed for _, speed in levels.values()] == pytest.approx([300e9, 200e9, 200e9, 90e9, 30e9])
-    assert serial.bandwidth(found, {}, 64)[0] == "memory"
+    assert on_one_core.bandwidth(found, {}, 64)[0] == "memory"
 
 
 def test_the_tile_beside_numpy() -> None:
     points = [[H, rows, 1e-6] for H in (64, 256, 1024) for rows in (1, 64)]
     twice = [[H, rows, 2e-6] for H, rows, _ in points]
     peaks_of("a-machine", corpus.data_folder(), products={"1": points, "2": points}, blas=twice)
-    assert "| H = 64 | 2.0× | – | 2.0× |" in serial.tile_table("a-machine").data
-    assert serial.tile_table("unknown").data == serial.NO_PEAKS
+    assert "| H = 64 | 2.0× | – | 2.0× |" in on_one_core.tile_table("a-machine").data
+    assert on_one_core.tile_table("unknown").data == on_one_core.NO_PEAKS
 
 
 def test_meetings() -> None:
