@@ -27,6 +27,7 @@ TRIES = 5
 GPU_VERSION = 2  # the same for what `of_gpu` measures; the CPU's are not measured again for it
 PAUSE_S = 2.0
 CROWDED = 1.5  # all threads' time for a product over one's; they have a core each, so it should be near 1
+SIBLINGS = Path("/sys/devices/system/cpu/cpu0/topology/thread_siblings_list")  # 0, or 0,64, or 0-1
 DISTURBED_S = 5e-4  # for a barrier or a start of threads; undisturbed, the slowest takes a tenth of it
 
 
@@ -128,12 +129,16 @@ def crowded(found: dict[str, Any]) -> bool:
     A virtual machine's two cores may for a while be the two halves of one: then all threads together are no faster
     than one. It passes, so it is worth another try; where it does not, it is the truth, and kept.
     """
+    seconds = {int(n): {(H, rows): took for H, rows, took in points}[64, 64] for n, points in found["products"].items()}
+    return separate() and seconds[max(seconds)] > CROWDED * seconds[min(seconds)]
+
+
+def separate() -> bool:
+    """Whether the system says that each of its processors is a core of its own; False too where it does not say."""
     try:
-        siblings = Path("/sys/devices/system/cpu/cpu0/topology/thread_siblings_list").read_text().strip()
+        return SIBLINGS.read_text().strip().isdigit()
     except OSError:
         return False
-    seconds = {int(n): {(H, rows): took for H, rows, took in points}[64, 64] for n, points in found["products"].items()}
-    return siblings.isdigit() and seconds[max(seconds)] > CROWDED * seconds[min(seconds)]
 
 
 def least(one: Any, other: Any) -> Any:

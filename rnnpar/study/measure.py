@@ -26,6 +26,7 @@ from rnnpar.auto import prepare
 from rnnpar.network import RNN
 from rnnpar.reference import reference, relative_error
 from rnnpar.runner import Runner
+from rnnpar.study.cores import Cores, count
 from rnnpar.study.store import Row
 
 try:
@@ -35,11 +36,12 @@ except ImportError:  # Windows: two sweeps at once are not kept apart there
 
 BOUND = 1e-5  # the largest relative error to the oracle that a float32 method may have
 SAMPLE_S = 1e-3  # a sample lasts at least this long: the clock and the call's overhead vanish in it
-SETTLE_S = 20e-3  # calls shorter than this have one untimed call of the same method before each sample
+SETTLE_S = 20e-3  # calls shorter than this have one untimed call of the same method before each sample; if it has
+SETTLED = 1.2  # several threads, as many as it takes until one is at most so many times the shortest yet, or for so
+#                long: threads that slept in other methods' turns may all wake on one core, and wait there for a while
 ELSEWHERE = ("peers", "mpi", "in_time")  # backends that are measured by commands of their own, such as make peers
 APART = ("mpi", "peers")  # backends that compute in processes of their own; before a sample beside theirs comes
-PAUSE_S = 10e-3  # a pause, in which this process's threads, still spinning after their last call, go to sleep; and
-AWAKE_S = 20e-3  # so many seconds of untimed calls, in which theirs awake, and the system gives each a core again
+PAUSE_S = 10e-3  # a pause, in which this process's threads, still spinning after their last call, go to sleep
 FEWEST = 3  # samples of a method whose calls are within the limit
 
 ORIGIN = {"origin-large": (50, 50, 8_000, 15, 1), "origin-small": (120, 120, 10_000, 50, 1)}  # H, I, O, T, B
@@ -137,14 +139,35 @@ def measure_group(
     try:
         for index in rng.permutation(len(trials)):
             trials[index].start(problem, samples, budget_s, limit_s)
-        apart = any(registry.find(trial.method).backend in APART for trial in trials)
-        while due := [trial for trial in trials if trial.rounds]:
-            for index in rng.permutation(len(due)):
-                due[index].sample(problem, apart)
+        in_rounds(trials, problem, rng)
     finally:
         for trial in trials:
             trial.close()
     return [row for trial in trials for row in trial.rows()]
+
+
+def in_rounds(trials: Sequence[Trial], problem: Problem, rng: np.random.Generator) -> None:
+    """Sample all trials in turn, each round in a newly shuffled order, until all have what they planned.
+
+    A round in which the cores were not whole (cores.py) is set aside and taken again, up to twice the rounds in all.
+    """
+    apart = any(registry.find(trial.method).backend in APART for trial in trials)
+    spare = max((trial.rounds for trial in trials), default=0)
+    whole = spare > 0 and cores().whole()
+    while due := [trial for trial in trials if trial.rounds]:
+        for index in rng.permutation(len(due)):
+            due[index].sample(problem, apart)
+        before, whole = whole, cores().whole()
+        if not (before and whole):
+            for trial in due:
+                trial.set_aside(again=spare > 0)
+            spare -= 1
+
+
+@cache
+def cores() -> Cores:
+    """This process's probe of its cores, compiled and calibrated once."""
+    return Cores()
 
 
 @dataclass
@@ -157,12 +180,14 @@ class Trial:
     runner: Runner | None = None
     compile_s: float | None = None
     seconds: list[float] = field(default_factory=list)  # of a call, one a sample
+    aside: list[float] = field(default_factory=list)  # the same, from rounds in which the cores were not whole
     error: float | None = None
     status: str = "ok"
     message: str = ""
     rounds: int = 0  # samples still to be taken
     calls: int = 1  # in a sample
-    settle: bool = True  # whether an untimed call goes before a sample
+    settle: bool = True  # whether untimed calls go before a sample
+    shortest: float = math.inf  # seconds of a call
     checked: tuple[np.ndarray, np.ndarray] | None = None  # y and h as the oracle has seen them
 
     def start(self, problem: Problem, samples: int, budget_s: float, limit_s: float) -> None:
@@ -195,9 +220,8 @@ class Trial:
         try:
             if apart:
                 time.sleep(PAUSE_S)
-                self._awaken(problem)
             if self.settle:  # the methods before it have taken the caches and left their threads spinning
-                self.runner.timed(problem.x)
+                self._settle(problem)
             total = 0.0
             for _ in range(self.calls):
                 call_s, y, h = self.runner.timed(problem.x)
@@ -207,18 +231,26 @@ class Trial:
         except Exception as error:
             self.fail(error)
 
+    def set_aside(self, again: bool) -> None:
+        """Set the last sample aside: it may not count (cores.count). `again`: and take another."""
+        if self.status == "ok":
+            self.aside.append(self.seconds.pop())
+            self.rounds += again
+
     def rows(self) -> list[Row]:
         """The measurement as rows: the first call, then the samples; or one row that says what went wrong."""
         failed = self.status in ("unsupported", "oom", "error")
+        seconds, told = count(self.seconds, self.aside)
+        message = self.message or told
         # From NumPy to NumPy arrays: for a method on a GPU that includes the copies there and back.
         kind = "transfer" if registry.find(self.method).on_gpu else "steady"
-        kinds = ["compile"] + ([] if failed else [kind] * len(self.seconds))
-        times = [None if failed else self.compile_s, *self.seconds]
+        kinds = ["compile"] + ([] if failed else [kind] * len(seconds))
+        times = [None if failed else self.compile_s, *seconds]
         shared = dict(
             point=key(self.point, self.method, workers(self.options)),
             workload=self.point.workload, method=self.method, H=self.point.H, I=self.point.I, O=self.point.O,
             T=self.point.T, B=self.point.B, layers=self.point.layers, threads=workers(self.options),
-            samples=len(kinds), error=self.error, status=self.status, message=self.message,
+            samples=len(kinds), error=self.error, status=self.status, message=message,
             source=source(self.method), revision=revision(),
             date=datetime.now(UTC).isoformat(timespec="seconds"),
         )  # fmt: skip
@@ -255,19 +287,22 @@ class Trial:
         self.message = f"relative error {error:.2g}, over the bound of {bound:.0e}"
         return False
 
-    def _awaken(self, problem: Problem) -> None:
-        """Call, untimed, until whatever computes is awake and has its core."""
-        end = time.perf_counter() + AWAKE_S
-        while time.perf_counter() < end:
-            self.runner.timed(problem.x)
+    def _settle(self, problem: Problem) -> None:
+        """Call, untimed: once, or as long as it takes until all threads have a core."""
+        end = time.perf_counter() + SETTLE_S
+        while True:
+            call_s = self.runner.timed(problem.x)[0]
+            self.shortest = min(self.shortest, call_s)
+            settled = workers(self.options) == 1 or call_s <= SETTLED * self.shortest
+            if settled or time.perf_counter() > end:
+                return
 
     def _warm_up(self, problem: Problem, call_s: float) -> float:
-        """Call until a sample's length has passed; the shortest call of all, in seconds."""
-        spent = call_s
-        while spent < SAMPLE_S:
-            begin = time.perf_counter()
+        """Call for a sample's length, or until all threads surely have a core; the shortest call of all, in seconds."""
+        end = time.perf_counter() + (SAMPLE_S if workers(self.options) == 1 else SETTLE_S) - call_s
+        while time.perf_counter() < end:
             call_s = min(call_s, self.runner.timed(problem.x)[0])
-            spent += time.perf_counter() - begin
+        self.shortest = call_s
         return call_s
 
 

@@ -5,7 +5,9 @@
 At each shape every engine is started, and finds its fastest formulation; then come rounds in newly shuffled order. In
 a round an engine makes calls for a tenth of a second, right one after another, and the median of all but the first is
 one sample: its threads are awake and its weights in its caches, as in a program that does nothing else. Between two
-engines there is a pause, in which threads that spin go to sleep. Every sample is checked against the float64 oracle.
+engines there is a pause, in which threads that spin go to sleep, and a look at the cores: a round in which they were
+not whole (cores.py) is set aside for all engines and taken again, up to twice the rounds in all. Every sample is
+checked against the float64 oracle.
 
 Letters as everywhere: T steps, B batch, I input, H hidden, O output, L layers.
 """
@@ -33,6 +35,7 @@ from rnnpar.backends.peers import Child
 from rnnpar.network import RNN
 from rnnpar.reference import reference
 from rnnpar.study import measure, store
+from rnnpar.study.cores import SHARED, count
 from rnnpar.study.measure import BOUND, Point, Problem
 
 EXPERIMENT = "peers"
@@ -100,6 +103,7 @@ class Contender:
     compile_s: float | None = None
     call_s: float = 0.0
     seconds: list[float] = field(default_factory=list)  # of a call, one a round
+    aside: list[float] = field(default_factory=list)  # the same, of rounds in which the cores were not whole
     error: float | None = None
     status: str = "ok"
     message: str = ""
@@ -132,16 +136,23 @@ class Contender:
         if self._check(problem, y, h):
             self.seconds.append(float(np.median(seconds[unheeded:])))
 
+    def set_aside(self) -> None:
+        """Set the last round aside: it may not count (cores.count)."""
+        if self.status == "ok":
+            self.aside.append(self.seconds.pop())
+
     def rows(self) -> list[store.Row]:
         """The measurement: the start with its first call, then a row a round; one row where something went wrong."""
-        times = [self.compile_s, *(self.seconds if self.status == "ok" else [])]
+        seconds, said = count(self.seconds, self.aside) if self.status == "ok" else ([], "")
+        times = [self.compile_s, *seconds]
+        message = "; ".join(filter(None, [self.message, said]))
         sizes = {key: value for key, value in asdict(self.point).items() if key != "workload"}
         date = datetime.now(UTC).isoformat(timespec="seconds")
         return [
             store.Row(
                 point=measure.key(self.point, self.method, self.threads), workload=self.point.workload,
                 method=self.method, **sizes, threads=self.threads, sample=index, samples=len(times), seconds=seconds,
-                kind="steady" if index else "compile", error=self.error, status=self.status, message=self.message,
+                kind="steady" if index else "compile", error=self.error, status=self.status, message=message,
                 source=self._source(), revision=measure.revision(), date=date,
             )
             for index, seconds in enumerate(times)
@@ -193,11 +204,21 @@ def compare(
             tell(contenders[index].method)
             contenders[index].start(problem)
         tell("rounds")
-        for _ in range(rounds):
+        whole_rounds = 0
+        for _ in range(2 * rounds):
+            if whole_rounds == rounds:
+                break
+            whole = True
             for index in rng.permutation(len(contenders)):
                 if contenders[index].status == "ok":
                     time.sleep(PAUSE_S)
+                    whole &= measure.cores().whole()
                     contenders[index].sample(problem)
+            whole &= measure.cores().whole()
+            whole_rounds += whole
+            if not whole:
+                for contender in contenders:
+                    contender.set_aside()
     finally:
         for contender in contenders:
             contender.close()
@@ -249,6 +270,8 @@ def line(rows: Sequence[store.Row], methods: Sequence[str], ours: str) -> str:
     cells = [f"{only.get(method, np.nan):{WIDTH}.4g}" for method in methods]
     end = [f"{only['ratio']:7.2f}", f"{only['best'].split('/')[1]:12}", only["method"]] if "ratio" in only else []
     text = " ".join([f"{label(point):{LABEL}}", *cells, *end])
+    said = {part for row in rows for part in row.message.split("; ") if part.startswith(SHARED)}
+    text += "".join(f"\n    {part}" for part in sorted(said))
     for row in rows:
         if row.sample == 0 and row.status != "ok":
             text += f"\n    {row.method}: {row.status}: {row.message}"

@@ -21,6 +21,7 @@ from rnnpar import machine, model, registry
 from rnnpar.kernels.tile import WIDTH
 from rnnpar.peaks import VERSION as PEAKS_VERSION
 from rnnpar.study import measure, plots, store
+from rnnpar.study.cores import FEW, FEWEST
 from rnnpar.work import Work
 
 EXPERIMENT = "sweep"
@@ -105,6 +106,9 @@ def ran(frame: pd.DataFrame, here: str = "", name: str = "") -> Markdown:
         methods, shapes = frame["method"].nunique(), len(frame[SHAPE].drop_duplicates())
         parts.append(f"Measured on `{where}`{_in_words(where)}{when}: {len(times):,} samples of {methods} methods at "
                      f"{shapes:,} shapes.")  # fmt: skip
+        if few := frame.loc[frame["message"].str.contains(FEW, regex=False), "point"].nunique():
+            parts.append(f"Of {few} of its {frame['point'].nunique():,} measurements fewer than {FEWEST} samples "
+                         "are from whole cores (`rnnpar/study/cores.py`): all count there.")  # fmt: skip
     else:
         parts.append(f"Nothing of this has been measured on `{name or machine.name()}` yet.")
     if here:

@@ -36,6 +36,7 @@ TINY = dict(
 )
 # 50 shapes, some 30 ms each: long enough for a kill to fall into one.
 HUNDRED = TINY | {"grids": [{"H": list(range(1, 26)), "T": [2], "B": [1, 3]}], "samples": 12}
+FORTY = HUNDRED | {"grids": [{"H": list(range(1, 11)), "T": [2], "B": [1, 3]}]}
 CONDUCTOR = cluster.Conductor
 A, B = "fake-cpu-2c-aaaa", "fake-cpu-2c-bbbb"  # two machines of one kind
 
@@ -221,17 +222,17 @@ def test_each_machine_measures_all_points_in_its_own_name(two, conduct):
 
 def test_alike_machines_can_share_the_points(two, conduct, capsys):
     conduct(introduced=as_machines(A, B))
-    cluster.run(HUNDRED, two.scheduler_address, share=True)
+    cluster.run(FORTY, two.scheduler_address, share=True)
     at_a, at_b = stored(A), stored(B)
-    assert len(at_a + at_b) == 100
+    assert len(at_a + at_b) == 40
     assert set((at_a + at_b).values()) == {1}
     assert at_a
     assert at_b
-    assert "tiny on fake-cpu-2c: 100 points to measure" in capsys.readouterr().out
+    assert "tiny on fake-cpu-2c: 40 points to measure" in capsys.readouterr().out
     assert not finished(A)  # it has not measured all of them itself
     conduct(introduced=as_machines(A, B))
-    cluster.run(HUNDRED, two.scheduler_address, share=True)
-    assert "0 points to measure, 100 stored already" in capsys.readouterr().out
+    cluster.run(FORTY, two.scheduler_address, share=True)
+    assert "0 points to measure, 40 stored already" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("share", [False, True])
@@ -250,13 +251,13 @@ def test_a_machine_that_goes_for_good(conduct, capsys, share):
 
         conduct(leave, as_machines(A, B))
         if share:
-            cluster.run(HUNDRED, started.scheduler_address, share=True, patience_s=1)
-            assert sum((stored(A) + stored(B)).values()) == len(stored(A) + stored(B)) == 100
+            cluster.run(FORTY, started.scheduler_address, share=True, patience_s=1)
+            assert sum((stored(A) + stored(B)).values()) == len(stored(A) + stored(B)) == 40
         else:
             with pytest.raises(ClusterError, match="requests were given up"):
-                cluster.run(HUNDRED, started.scheduler_address, patience_s=1)
-            each_once(100, A)
-            assert 4 <= len(stored(B)) < 100
+                cluster.run(FORTY, started.scheduler_address, patience_s=1)
+            each_once(40, A)
+            assert 4 <= len(stored(B)) < 40
             assert set(stored(B).values()) == {1}
             assert f"on {B}: no worker came back in 1 s" in capsys.readouterr().out
         assert gone
@@ -281,10 +282,10 @@ def test_workers_that_come_late(conduct, capsys):
             if conductor.measured.total() >= 6 * len(started.workers):
                 started.scale(min(3, len(started.workers) + 1))
 
-        conduct(arrive, introduced, may=lambda conductor: conductor.measured.total() < 80 or len(came) == 3)
-        cluster.run(HUNDRED, started.scheduler_address)
-    each_once(100)
-    each_once(100, B)
+        conduct(arrive, introduced, may=lambda conductor: conductor.measured.total() < 30 or len(came) == 3)
+        cluster.run(FORTY, started.scheduler_address)
+    each_once(40)
+    each_once(40, B)
     said = capsys.readouterr().out
     assert f"{B} at {came[1].address} has joined" in said
     assert f"{B} at {came[2].address} came late and is not used: numpy is 1.0 on " in said

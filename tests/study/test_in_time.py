@@ -1,5 +1,7 @@
 """Chapter 07's experiments in small, its figures and sentences: on results, on some of them, and on none."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,7 +20,7 @@ def frame(tmp_path_factory):
     """Real rows of a few small points, one of them refused, stored and read back as the chapter reads them."""
     alone, cores = {"threads": 1}, {"threads": machine.cores_allowed()}
     ours = [(name, alone) for name in in_time.OURS]  # where tests run side by side, threads that meet wait for long
-    both = [(name, options) for name in in_time.OURS for options in (alone, cores)]
+    both = [*ours, ("in_time/segments", cores), ("in_time/deer", cores)]
     chains = [("serial/compiled", {}), ("threads/rows", cores)]
     todo = [(Point(f"radius-{radius}", 32, 16, 10, 300, 1), ours) for radius in (0.5, 0.9, 3.0)]
     todo += [(Point("random", 32, 32, 32, T, 1), chains + methods) for T, methods in ((64, ours), (256, both))]
@@ -29,6 +31,7 @@ def frame(tmp_path_factory):
         for name in ("models", "text"):
             (folder / name).symlink_to(real / name)
         patch.setenv("RNNPAR_DATA", str(folder))
+        patch.setattr(measure, "cores", lambda: SimpleNamespace(whole=lambda: True))
         for point, methods in todo:
             store.append(in_time.measure_case(point, methods, 2, np.random.default_rng(0)), in_time.EXPERIMENT)
         store.append(in_time.measure_scans(2, T=400), in_time.EXPERIMENT)
@@ -112,7 +115,7 @@ def test_a_faster_chain_turns_the_verdict(frame):
     assert "it does not pay" in in_time.pays(slow).data
     slow.loc[~ours, "seconds"] = 1e-1
     text = in_time.pays(slow).data
-    assert "it pays at T = 256" in text
+    assert "it pays at T = 64, T = 256" in text
     assert "It failed" in text
 
 

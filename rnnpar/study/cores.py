@@ -1,0 +1,80 @@
+"""Are this machine's cores whole? Asked between rounds of samples, so that a time is not taken for what it is not.
+
+The two cores of a virtual machine may for a while be the two halves of one: the host has moved them, and the system
+inside sees nothing of it. All threads together are then hardly faster than one, for tenths of a second or for minutes;
+a program that computes beside the measurement does the same. So a product that lives in the nearest cache is timed on
+one core, and then on all at once, by threads that each belong to one: that takes hardly longer where all are whole.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from rnnpar import machine, peaks
+from rnnpar.kernels import probe
+from rnnpar.kernels.tile import aligned, round_up
+
+SIZE = 64  # H and rows of the product: its 16 KiB of weights stay in a first-level cache
+LONG_S = 0.5e-3  # of a try, and
+START_S = 50e-6  # as much longer for each core, since threads start one after another
+TRIES = 3  # the best counts; a host does not give cores back for one try only
+FEWEST = 3  # samples on whole cores, of which a median can be told
+SHARED = "cores not whole"  # how a message begins that tells of samples set aside
+FEW = "samples count all the same"  # how it ends where they count
+
+
+class Cores:
+    """The cores that this process may use; `whole()` says whether each is one now.
+
+    Where there is one core, where the system itself says that cores share their arithmetic, or where it says nothing
+    and lets no thread have a core of its own (it is not Linux), no question is asked: `known` is False, and `whole()`
+    always True.
+    """
+
+    def __init__(self) -> None:
+        cores = machine.cores_allowed()
+        self.known = cores > 1 and peaks.separate() and hasattr(os, "sched_setaffinity")
+        if not self.known:
+            return
+        width = round_up(SIZE, probe.WIDTH)
+        self._arrays = (aligned(SIZE * SIZE), SIZE, SIZE, aligned(cores * width * SIZE).reshape(cores, -1),
+                        aligned(width), aligned(cores * SIZE * width).reshape(cores, -1))  # fmt: skip
+        self._threads = []
+        for core in sorted(os.sched_getaffinity(0))[:cores]:
+            # One of its own for each core. Free ones may all wake on the core of who wakes them, and wait in line.
+            self._threads.append(ThreadPoolExecutor(1, "rnnpar-core", os.sched_setaffinity, (0, {core})))
+        self._repeat = 1
+        self._seconds(1)  # compiles, or takes it from the disk
+        while (took := self._seconds(1)) < LONG_S + START_S * cores:
+            self._repeat = max(2 * self._repeat, int(self._repeat * LONG_S / max(took, 1e-7)))
+
+    def whole(self) -> bool:
+        """Whether all cores at once take about as long as one alone: some 1 ms, and 4 ms where they do not."""
+        if not self.known:
+            return True
+        return any(self._seconds(len(self._threads)) < peaks.CROWDED * self._seconds(1) for _ in range(TRIES))
+
+    def _seconds(self, cores: int) -> float:
+        """The longest of the times of `cores` threads that compute at once."""
+        futures = [thread.submit(self._compute, rank) for rank, thread in enumerate(self._threads[:cores])]
+        return max(future.result() for future in futures)
+
+    def _compute(self, rank: int) -> float:
+        begin = time.perf_counter()
+        probe.product_body(rank, len(self._threads), self._repeat, *self._arrays)
+        return time.perf_counter() - begin
+
+
+def count(seconds: Sequence[float], aside: Sequence[float]) -> tuple[list[float], str]:
+    """The samples that count, and what to say of those set `aside` since the cores were not whole; "" of none.
+
+    They are left out, but where fewer than 3 others are left: then all count, lest there be nothing to tell.
+    """
+    if not aside:
+        return list(seconds), ""
+    if len(seconds) < FEWEST:
+        return [*seconds, *aside], f"{SHARED}: {len(aside)} of {len(aside) + len(seconds)} {FEW}"
+    return list(seconds), f"{SHARED}: {len(aside)} sample{'s' * (len(aside) > 1)} left out"

@@ -1,0 +1,124 @@
+"""Cores that are not whole: the question, and what becomes of samples taken on them."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from rnnpar import machine, peaks
+from rnnpar.study import in_time, measure, peers, store, tell
+from rnnpar.study.cores import FEW, SHARED, Cores, count
+from rnnpar.study.measure import Point
+
+POINT = Point("random", H=8, I=4, O=6, T=5, B=2)
+METHODS = [("serial/naive", {}), ("serial/hoisted", {})]
+
+
+@pytest.fixture
+def two(monkeypatch):
+    """A machine with two cores, or told that it has; each of them one of its own, or so the system says."""
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("threads cannot be given a core here")
+    here = os.sched_getaffinity(0)
+    monkeypatch.setattr(machine, "cores_allowed", lambda: 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: sorted(here)[:2] if len(here) > 1 else [*here, *here])
+    monkeypatch.setattr(peaks, "separate", lambda: True)
+
+
+allowed = getattr(os, "sched_getaffinity", None)  # the real one
+
+
+def test_each_thread_computes_on_a_core_of_its_own(two):
+    found = Cores()
+    assert found.known
+    where = [thread.submit(allowed, 0).result() for thread in found._threads]
+    assert where == [{core} for core in os.sched_getaffinity(0)]
+    assert found._seconds(1) > 0
+    assert isinstance(found.whole(), bool)
+
+
+@pytest.mark.parametrize(
+    ("alone", "together", "whole"),
+    [([1.0], [1.1], True), ([1.0] * 3, [2.0] * 3, False), ([1.0] * 3, [2.0, 2.0, 1.2], True)],
+)
+def test_the_best_of_three_tries_counts(two, monkeypatch, alone, together, whole):
+    found = Cores()
+    monkeypatch.setattr(found, "_seconds", lambda cores: (alone if cores == 1 else together).pop(0))
+    assert found.whole() is whole
+    assert alone == together == []
+
+
+@pytest.mark.parametrize("what", ["one core", "halves by name"])
+def test_where_nothing_can_be_told_no_question_is_asked(monkeypatch, what):
+    if what == "one core":
+        monkeypatch.setattr(machine, "cores_allowed", lambda: 1)
+    else:
+        monkeypatch.setattr(peaks, "separate", lambda: False)
+    found = Cores()
+    assert not found.known
+    assert found.whole()
+
+
+def test_few_samples_count_all_the_same():
+    assert count([1, 2, 3], []) == ([1, 2, 3], "")
+    assert count([1, 2, 3], [9, 9]) == ([1, 2, 3], f"{SHARED}: 2 samples left out")
+    assert count([1, 2], [9]) == ([1, 2, 9], f"{SHARED}: 1 of 3 {FEW}")
+
+
+def test_a_round_on_shared_cores_is_taken_again(cores):
+    cores.answers[:] = [True, True, False, True, True, True, True]  # the 2nd round ends on shared ones, the 3rd begins
+    rows = measure.measure_group(POINT, METHODS, 4, 1.0, np.random.default_rng(0))
+    assert [row.samples for row in rows] == [5] * 10
+    assert {row.message for row in rows} == {f"{SHARED}: 2 samples left out"}
+    assert cores.asked == 1 + 6
+
+
+def test_where_cores_are_never_whole_it_ends_and_says_so(cores):
+    cores.answers[:] = [False] * 100
+    rows = measure.measure_group(POINT, METHODS, 4, 1.0, np.random.default_rng(0))
+    assert [row.samples for row in rows] == [1 + 8] * 18  # twice the rounds
+    assert {(row.status, row.message) for row in rows} == {("ok", f"{SHARED}: 8 of 8 {FEW}")}
+
+
+def test_a_method_that_fails_in_a_round_set_aside_stays_failed(cores, monkeypatch):
+    cores.answers[:] = [False] * 100
+    real = measure.Trial.sample
+
+    def fails(self, problem, apart=False):
+        real(self, problem, apart)
+        if self.method == "serial/naive":
+            self.fail(RuntimeError("lost"))
+
+    monkeypatch.setattr(measure.Trial, "sample", fails)
+    rows = measure.measure_group(POINT, METHODS, 4, 1.0, np.random.default_rng(0))
+    assert [(row.status, row.samples) for row in rows if row.method == "serial/naive"] == [("error", 1)]
+    assert len([row for row in rows if row.method == "serial/hoisted"]) == 9
+
+
+def test_the_scans_rounds_are_taken_again(cores):
+    cores.answers[:] = [True, False]
+    rows = in_time.measure_scans(rounds=3, T=256, H=8)
+    assert {row.samples for row in rows} == {3}
+    assert {row.message for row in rows} == {f"segments={in_time.SCAN_S}; {SHARED}: 1 sample left out"}
+
+
+def test_peers_rounds_are_taken_again_for_all(cores):
+    cores.answers[:] = [True, True, False]  # before each of two, and after the round
+    methods = ["serial/naive", "serial/hoisted"]
+    rows = peers.compare(POINT, methods, 1, 3, np.random.default_rng(0))
+    assert {row.status for row in rows} == {"ok"}
+    assert {row.samples for row in rows} == {1 + 3}
+    assert {row.message.split("; ")[-1] for row in rows} == {f"{SHARED}: 1 sample left out"}
+    assert f"\n    {SHARED}: 1 sample left out" in peers.line(rows, methods, methods[0])
+
+
+def test_a_chapter_says_where_samples_on_shared_cores_count(cores):
+    cores.answers[:] = [False] * 100
+    rows = measure.measure_group(POINT, METHODS, 4, 1.0, np.random.default_rng(0))
+    frame = pd.DataFrame([vars(row) | {"machine": "a-machine"} for row in rows])
+    assert "Of 2 of its 2 measurements fewer than 3 samples are from whole cores" in tell.ran(frame).data
+    assert "whole cores" not in tell.ran(frame.assign(message="")).data
+    assert [name for name in frame if name != "machine"] == store.COLUMNS
