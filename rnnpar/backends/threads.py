@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 from numba import prange
 
-from rnnpar.kernels.atomics import LINE, barrier, fetch_add, store_release, wait_until
+from rnnpar.kernels.atomics import LINE, barrier, fetch_add, store_release, wait_in_team, wait_until
 from rnnpar.kernels.forward import (
     Plan,
     copy,
@@ -266,9 +266,10 @@ SLOTS = 3  # chunks of states that a layer keeps: one being begun, one in the re
 
 @jit()
 def wavefront_body(
-    rank, size, x, h0, y, h, panels, bias, table, states, logits, done, block, chunk, T, B, sizes, trace
+    rank, size, x, h0, y, h, panels, bias, table, states, logits, done, cores, block, chunk, T, B, sizes, trace
 ):
     L, I, H, _, _ = sizes
+    place = (cores, rank, size)
     Q = (H + WIDTH - 1) // WIDTH
     ld = Q * WIDTH
     slot = chunk * B * ld
@@ -288,18 +289,20 @@ def wavefront_body(
                 steps = min(chunk, T - t0)
                 mark(trace, rank, WAIT)
                 if stage == 2 * L:
-                    wait_for(done, chunks, stage - 1, c)
+                    wait_for(done, chunks, stage - 1, c, place)
                     mark(trace, rank, OUTPUTS)
                     top = ((L - 1) * SLOTS + c % SLOTS) * slot
                     v, _, b = table[L]
                     own = logits[rank]
                     outputs(states, top, ld, 0, steps * B, panels, v, bias, b, own, block, y, t0, 0, B, B, sizes)
                 elif stage % 2 == 0:
-                    wait_for(done, chunks, stage + 1, c - SLOTS + 1)  # the slot's last state was the next chunk's first
-                    wait_for(done, chunks, stage + 2, c - SLOTS)  # and what the slot held has been read above
+                    wait_for(
+                        done, chunks, stage + 1, c - SLOTS + 1, place
+                    )  # the slot's last state was the next chunk's first
+                    wait_for(done, chunks, stage + 2, c - SLOTS, place)  # and what the slot held has been read above
                     u, _, b = table[l]
                     if l > 0:
-                        wait_for(done, chunks, stage - 1, c)
+                        wait_for(done, chunks, stage - 1, c, place)
                     mark(trace, rank, INPUTS)
                     if l == 0:
                         inputs(x, t0 * B * I, B * I, I, steps, B, I, panels, u, bias, b, states, s0, ld, 0, Q)
@@ -307,8 +310,8 @@ def wavefront_body(
                         below = ((l - 1) * SLOTS + c % SLOTS) * slot
                         inputs(states, below, B * ld, ld, steps, B, H, panels, u, bias, b, states, s0, ld, 0, Q)
                 else:
-                    wait_for(done, chunks, stage - 1, c)
-                    wait_for(done, chunks, stage, c - 1)
+                    wait_for(done, chunks, stage - 1, c, place)
+                    wait_for(done, chunks, stage, c - 1, place)
                     mark(trace, rank, STEPS)
                     w = table[l, 1]
                     if c == 0:
@@ -329,17 +332,19 @@ def wavefront_body(
 
 
 @jit()
-def wait_for(done, chunks, stage, c):
+def wait_for(done, chunks, stage, c, place):
     """Wait until that stage has done chunk c; chunks before the first are always done."""
     if c >= 0:
-        wait_until(done, (stage * chunks + c) * LINE, 1)
+        wait_in_team(done, (stage * chunks + c) * LINE, 1, place)
 
 
 @jit(parallel=True)
-def wavefront_region(size, x, h0, y, h, panels, bias, table, states, logits, done, block, chunk, T, B, sizes, trace):
+def wavefront_region(
+    size, x, h0, y, h, panels, bias, table, states, logits, done, cores, block, chunk, T, B, sizes, trace
+):
     for rank in prange(size):
         wavefront_body(
-            np.int64(rank), size, x, h0, y, h, panels, bias, table, states, logits, done, block, chunk, T, B,
+            np.int64(rank), size, x, h0, y, h, panels, bias, table, states, logits, done, cores, block, chunk, T, B,
             sizes, trace,
         )  # fmt: skip
 
@@ -357,6 +362,7 @@ def wavefront(net: RNN, threads: int, dtype: str = "float32", trace: bool = Fals
     packed = Packed.of(net, dtype)
     team = Team(threads, wavefront_body, wavefront_region, trace)
     stages = 2 * net.num_layers + 1
+    cores = aligned(threads * LINE, np.int64)
     kept: dict = {}
 
     def forward(x: np.ndarray, h0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -373,7 +379,7 @@ def wavefront(net: RNN, threads: int, dtype: str = "float32", trace: bool = Fals
         kept["done"].fill(0)
         forward.info = team.traced(
             x.ravel(), h0.ravel(), y.ravel(), h.ravel(), packed.panels, packed.bias, packed.table,
-            kept["states"], kept["logits"], kept["done"], plan.block, kept["chunk"], T, B, plan.sizes,
+            kept["states"], kept["logits"], kept["done"], cores, plan.block, kept["chunk"], T, B, plan.sizes,
         )  # fmt: skip
         return y, h
 

@@ -14,10 +14,12 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from rnnpar.kernels.jit import jit
+from rnnpar.kernels.placement import current_core, leave
 
 SPINS = 2000  # polls (some ns each) before a waiting thread offers its core to others
 YIELDS = 1000  # such offers (about a microsecond each) before it sleeps: Linux may hand the core straight back, and
 NAP = 50  # microseconds of sleep are then what lets the thread that is waited for run, where cores are too few
+LOOK = 100  # yields from one look at the others' cores to the next
 LINE = 16  # int64 elements from one flag to the next: 128 bytes, since processors fetch cache lines in pairs
 
 YIELD = {"Windows": "SwitchToThread"}.get(platform.system(), "sched_yield")
@@ -101,15 +103,46 @@ def nap(typing):
 @jit()
 def wait_until(array, index, value):
     """Return when array[index] >= value. Spins, then yields, then naps: too few cores make it slow, not stuck."""
+    wait_in_team(array, index, value, (array, 0, 1))
+
+
+@jit()
+def wait_in_team(array, index, value, place):
+    """`wait_until`, and meanwhile see to it that this thread has a core of its own. place: what `take_core` takes."""
+    cores, rank, size = place
     polls = 0
     while load_acquire(array, index) < value:
         polls += 1
         if polls < SPINS:
             pause()
-        elif polls < SPINS + YIELDS:
+            continue
+        if polls >= SPINS + YIELDS or (polls - SPINS) % LOOK == 0:
+            take_core(cores, rank, size)
+        if polls < SPINS + YIELDS:
             yield_core()
         else:
             nap()
+
+
+@jit()
+def take_core(cores, rank, size):
+    """Say which core this thread is on; but if another thread of the team has said the same, go elsewhere.
+
+    Threads that slept are often woken on the core of who woke them. Those that compute, the system soon spreads out;
+    but two that wait for each other in every step take turns on one core, each looks idle half of the time, and so
+    they may stay there for a tenth of a second, at a tenth of their speed. What the others have said may be old:
+    then a thread moves in vain, which costs it some microseconds of a wait that is longer.
+    cores: int64, (size * LINE,); the second element of each thread's line is used.
+    """
+    core = current_core()
+    if core < 0 or size == 1:
+        return
+    for other in range(size):
+        if other != rank and cores[other * LINE + 1] == core + 1:
+            leave(core, size)
+            core = current_core()
+            break
+    cores[rank * LINE + 1] = core + 1
 
 
 @jit()
@@ -117,12 +150,13 @@ def barrier(sync, rank, size, epoch):
     """Nobody leaves before all `size` threads have come. Call with epoch 1, 2, 3, ... on a `sync` of zeros.
 
     Each thread stores its epoch in a flag of its own cache line, then watches the others': for a few threads that
-    is one line sent each way, with no line that all of them fight for. sync: int64, (size * LINE,).
+    is one line sent each way, with no line that all of them fight for. sync: int64, (size * LINE,); of a thread's
+    line the first element is its flag, the second its core.
     """
     store_release(sync, rank * LINE, epoch)
     for other in range(size):
         if other != rank:
-            wait_until(sync, other * LINE, epoch)
+            wait_in_team(sync, other * LINE, epoch, (sync, rank, size))
 
 
 @jit()
