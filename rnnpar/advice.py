@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rnnpar import machine, peaks, registry
-from rnnpar.model import AUTO, Model
+from rnnpar.model import AUTO, Model, choose
 from rnnpar.words import duration, gibibytes, percent, ratio
 from rnnpar.work import Work
 
@@ -119,7 +119,11 @@ class Advice:
     def close(self) -> str:
         """A word on the runner-up where the model cannot tell it from the best; empty where it can."""
         gap = self.seconds[self.runner_up] / self.seconds[self.method] if self.runner_up else math.inf
-        return f" {self.runner_up} is predicted within {percent(gap - 1)}: try both." if gap < CLOSE else ""
+        return (
+            f" {self.runner_up} is predicted within {percent(max(0.01, abs(gap - 1)))}: try both."
+            if gap < CLOSE
+            else ""
+        )
 
     @property
     def details(self) -> str:
@@ -149,7 +153,8 @@ def advise(costs: Model, work: Work, threads: int, where: str, gpu: OnGpu | None
         able = {method: value for method, value in gpu.seconds.items() if registry.find(method).available}
         seconds, choice = seconds | able, (*choice, *(method for method in able if method in GPU_AUTO))
     seconds = {method: value for method, value in sorted(seconds.items(), key=lambda item: item[1]) if value > 0}
-    best, *others = [method for method in seconds if method in choice]
+    best = choose({method: value for method, value in seconds.items() if method in choice})
+    others = [method for method in seconds if method in choice and method != best]
     reason = _reason(costs, work, threads, best) if best in AUTO else f"Of that, {duration(gpu.copies)} are copies."
     return Advice(where, threads, work, seconds, best, (others or [""])[0], reason, gpu, choice)
 

@@ -74,6 +74,15 @@ def test_auto_weighs_the_barrier_against_the_work(monkeypatch):
     assert model.fastest(net, 100, 4, threads=1) == "serial/compiled"
 
 
+def test_of_methods_as_near_as_the_model_sees_the_first_is_taken():
+    rows, batch, wave = "threads/rows", "threads/batch", "threads/wavefront"
+    assert model.choose({wave: 1.0, batch: 1.01, rows: 1.015, "serial/compiled": 9.0}) == rows
+    assert model.choose({wave: 1.0, batch: 1.01, rows: 1.05}) == batch
+    assert model.choose({wave: 1.0, rows: 1.05}) == wave
+    assert model.choose({"cupy_gpu/cluster": 1.0, rows: 1.01}) == "cupy_gpu/cluster"  # a GPU's is not of the order
+    assert model.choose({rows: 1.0, "cupy_gpu/cluster": 1.0}) == rows
+
+
 def test_auto_runs_and_says_which():
     net = rnnpar.RNN.random(5, 40, 7, 2)
     run = rnnpar.prepare(net)

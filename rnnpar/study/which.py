@@ -188,7 +188,7 @@ def choices(frame: pd.DataFrame) -> pd.DataFrame:
         able = model.AUTO if threads > 1 else model.AUTO[:1]
         if not shape["T"] or not shape["B"] or len(here) < 2:
             continue
-        pick = min(able, key=lambda name: costs.predict(name, _work(shape), threads))
+        pick = model.choose({name: costs.predict(name, _work(shape), threads) for name in able})
         best = min(here, key=lambda name: here[name].value)
         if pick not in here:
             continue

@@ -433,8 +433,9 @@ def test_peers_of_this_machine_of_another_and_of_none(capsys) -> None:
 
 
 def test_advice() -> None:
-    said = which.advice(256, 128, 64, 256, 256, 1, "a-machine").data
-    assert said.startswith('**On a-machine, with 2 threads: take `rnnpar.prepare(net, "threads/batch", threads=2)`.')
+    said = which.advice(256, 128, 64, 256, 256, 1, "a-machine").data  # here the model sees no difference: the first
+    assert said.startswith('**On a-machine, with 2 threads: take `rnnpar.prepare(net, "threads/rows", threads=2)`.')
+    assert re.search(r"threads/batch is predicted within [\d.]+%: try both\.", said)
     assert all(f"| `{method}` |" in said for method in tell.model.AUTO)
     assert "| 1.00× |" in said
     one = which.advice(64, 16, 1, 64, 64, 1, "a-machine", threads=1).data
