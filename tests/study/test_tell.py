@@ -354,7 +354,8 @@ def test_the_model_against_the_measurement() -> None:
     assert "missing" in which.model_table(table.iloc[:0]).data
 
 
-def test_auto_against_the_best_choice() -> None:
+def test_auto_against_the_best_choice(monkeypatch) -> None:
+    monkeypatch.setattr(tell.model, "TIE", 1.0)
     frame = synthetic(1).query("kind == 'steady'")
     right = which.choices(exact(frame[frame["method"].isin(tell.model.AUTO)], {}))
     assert (right["auto"] == 1).all()
