@@ -63,7 +63,7 @@ def test_the_ways_to_import_a_kernel(copied):
         "def f():\n    from rnnpar.kernels.ptx import x\n"
     )
     files = {file.name for file in registry.source_files(copied / "backends" / "serial.py")}
-    assert files == {"serial.py", "atomics.py", "jit.py", "blas.py", "ptx.py"}
+    assert files == {"serial.py", "atomics.py", "placement.py", "jit.py", "blas.py", "ptx.py"}
 
 
 @pytest.mark.parametrize("method", GPU, ids=lambda method: method.name)
