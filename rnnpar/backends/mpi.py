@@ -35,14 +35,14 @@ import numpy as np
 from numba import prange
 
 from rnnpar import machine, model_ranks
-from rnnpar.backends.threads import share
-from rnnpar.kernels.activations import tanh_inplace
+from rnnpar.backends.threads import share, split
 from rnnpar.kernels.atomics import LINE, barrier
-from rnnpar.kernels.forward import Plan, inputs, outputs, sequences, step
+from rnnpar.kernels.forward import Plan, abreast, accumulate, inputs, outputs, sequences, step, tanh_panels
 from rnnpar.kernels.jit import jit
 from rnnpar.kernels.messages import ALLGATHER, ALONE, MESSAGES, WINDOW, Exchange, collect, publish
+from rnnpar.kernels.pointers import at, bare
 from rnnpar.kernels.team import Team
-from rnnpar.kernels.tile import WIDTH, Packed, aligned, multiply, round_up
+from rnnpar.kernels.tile import WIDTH, Packed, aligned, round_up
 from rnnpar.network import RNN
 from rnnpar.registry import Unavailable
 
@@ -107,6 +107,8 @@ def chunk_body(thread, threads, x, h0, y, panels, bias, table, states, logits, s
     states: (L, slots, chunk * B * ld), each rank's own. Of U and W this rank computes the panels q0 to q1, and each
     of its threads a share of them.
     """
+    x, h0, y, panels, bias, table = bare(x), bare(h0), bare(y), bare(panels), bare(bias), bare(table)
+    states, logits, sync, board, flags = bare(states), bare(logits), bare(sync), bare(board), bare(flags)
     L, I, H, _, _ = sizes
     first, end, number, t0, steps, B, slots, chunk, block, q0, q1, overlap, epoch, y_step = job
     rank, ranks = link[1], link[2]
@@ -132,19 +134,18 @@ def chunk_body(thread, threads, x, h0, y, panels, bias, table, states, logits, s
             for t in range(steps):
                 now = s0 + t * B * ld
                 if begun > 0:  # some panels of this step have this rank's columns of h[t-1] in them already
-                    for i in range(p1 - p0):
-                        q = p1 - 1 - i if t % 2 else p0 + i
-                        columns(states, now - B * ld, ld, B, 0, own0 if i < begun else H, H, panels, w, now, q)
-                        columns(states, now - B * ld, ld, B, own1 if i < begun else H, H, H, panels, w, now, q)
-                    for j in range(B):
-                        tanh_inplace(states[now + j * ld + p0 * WIDTH : now + j * ld + p1 * WIDTH])
+                    f0, f1, r0, r1 = split(p0, p1, begun, t % 2)
+                    before, s, unit = at(states, now - B * ld), at(states, now), abreast(B, H, p1 - p0)
+                    for k0, k1, first_q, last_q in ((0, own0, f0, f1), (own1, H, f0, f1), (0, H, r0, r1)):
+                        accumulate(before, ld, B, H, k0, k1, at(panels, w), s, ld, first_q, last_q, t % 2, unit)
+                    tanh_panels(s, ld, B, p0, p1)
                 elif t > 0:
-                    step(states, now - B * ld, ld, B, H, panels, w, states, now, ld, p0, p1, t)
+                    step(at(states, now - B * ld), ld, B, H, at(panels, w), at(states, now), ld, p0, p1, t)
                 elif number > 0:
-                    before = (slots * l + (number - 1) % slots) * size + (chunk - 1) * B * ld
-                    step(states, before, ld, B, H, panels, w, states, now, ld, p0, p1, t)
+                    before = at(states, (slots * l + (number - 1) % slots) * size + (chunk - 1) * B * ld)
+                    step(before, ld, B, H, at(panels, w), at(states, now), ld, p0, p1, t)
                 else:
-                    step(h0, l * B * H, H, B, H, panels, w, states, now, ld, p0, p1, t)
+                    step(at(h0, l * B * H), H, B, H, at(panels, w), at(states, now), ld, p0, p1, t)
                 epoch += 1
                 met += 1
                 barrier(sync, thread, threads, met)  # all of this rank's columns are there
@@ -153,19 +154,12 @@ def chunk_body(thread, threads, x, h0, y, panels, bias, table, states, logits, s
                     publish(link, board, flags, handles, answer, states, now, ld, B, epoch)
                     while t + 1 < steps and begun < min(overlap, p1 - p0) and own0 < own1:
                         q = p1 - 1 - begun if (t + 1) % 2 else p0 + begun
-                        columns(states, now, ld, B, own0, own1, H, panels, w, now + B * ld, q)
+                        s = at(states, now + B * ld)
+                        accumulate(at(states, now), ld, B, H, own0, own1, at(panels, w), s, ld, q, q + 1, 0, 1)
                         begun += 1
                     collect(link, board, flags, handles, answer, states, now, ld, B, epoch)
                 met += 1
                 barrier(sync, thread, threads, met)  # all of h[t] is there
-
-
-@jit()
-def columns(states, a0, ld, count, k0, k1, H, panels, p0, s0, q):
-    """states[s0] += W[:, k0:k1] states[a0][k0:k1] in panel q: a part of a step, without its tanh."""
-    if k1 > k0:
-        p, s = p0 + (q * H + k0) * WIDTH, s0 + q * WIDTH
-        multiply(states, a0 + k0, ld, count, k1 - k0, panels, p, states, s, ld, states, s, ld)
 
 
 @jit(parallel=True)

@@ -14,9 +14,19 @@ from collections.abc import Callable
 import numpy as np
 from numba import prange
 
-from rnnpar.kernels.atomics import LINE, barrier, fetch_add, store_release, wait_in_team, wait_until
+from rnnpar.kernels.atomics import (
+    LINE,
+    barrier,
+    fetch_add,
+    store_release,
+    wait_for_others,
+    wait_in_team,
+    wait_until,
+)
 from rnnpar.kernels.forward import (
     Plan,
+    abreast,
+    accumulate,
     copy,
     inputs,
     last_states,
@@ -25,8 +35,10 @@ from rnnpar.kernels.forward import (
     outputs,
     sequences,
     step,
+    tanh_panels,
 )
 from rnnpar.kernels.jit import jit
+from rnnpar.kernels.pointers import at, bare
 from rnnpar.kernels.team import Team
 from rnnpar.kernels.tile import ROWS, WIDTH, Packed, aligned, round_up
 from rnnpar.kernels.trace import DONE, INPUTS, OUTPUTS, STEPS, WAIT, mark
@@ -40,6 +52,8 @@ Forward = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 @jit()
 def timestep_body(rank, size, x, h0, y, h, panels, bias, table, states, logits, ready, T, B, sizes, trace):
+    x, h0, y, h, panels, bias = bare(x), bare(h0), bare(y), bare(h), bare(panels), bare(bias)
+    table, states, logits, ready = bare(table), bare(states), bare(logits), bare(ready)
     L, I, H, _, _ = sizes
     Q = (H + WIDTH - 1) // WIDTH
     ld = Q * WIDTH
@@ -55,12 +69,12 @@ def timestep_body(rank, size, x, h0, y, h, panels, bias, table, states, logits, 
                 inputs(states, below, B * ld, ld, 1, B, H, panels, u, bias, b, states, now, ld, 0, Q)
             if t == 0:
                 mark(trace, rank, STEPS)
-                step(h0, l * B * H, H, B, H, panels, w, states, now, ld, 0, Q, t)
+                step(at(h0, l * B * H), H, B, H, at(panels, w), at(states, now), ld, 0, Q, t)
             else:
                 mark(trace, rank, WAIT)
                 wait_until(ready, (t - 1) * LINE, l + 1)  # spin until another thread has published h[t-1]
                 mark(trace, rank, STEPS)
-                step(states, now - B * ld, ld, B, H, panels, w, states, now, ld, 0, Q, t)
+                step(at(states, now - B * ld), ld, B, H, at(panels, w), at(states, now), ld, 0, Q, t)
             store_release(ready, t * LINE, l + 1)
         v, _, c = table[L]
         top = ((L - 1) * T + t) * B * ld
@@ -112,6 +126,8 @@ def timestep(net: RNN, threads: int, trace: bool = False) -> Forward:
 
 @jit()
 def rows_body(rank, size, x, h0, y, h, panels, bias, table, states, logits, sync, block, chunk, T, B, sizes, trace):
+    x, h0, y, h, panels, bias = bare(x), bare(h0), bare(y), bare(h), bare(panels), bare(bias)
+    table, states, logits, sync = bare(table), bare(states), bare(logits), bare(sync)
     L, I, H, O, calm = sizes
     Q = (H + WIDTH - 1) // WIDTH
     ld = Q * WIDTH
@@ -135,15 +151,18 @@ def rows_body(rank, size, x, h0, y, h, panels, bias, table, states, logits, sync
                 now = s0 + t * B * ld
                 mark(trace, rank, STEPS)
                 if t > 0:
-                    step(states, now - B * ld, ld, B, H, panels, w, states, now, ld, q0, q1, t)
+                    before, lda = at(states, now - B * ld), ld
                 elif t0 > 0:
-                    before = (2 * l + 1 - parity) * half + previous
-                    step(states, before, ld, B, H, panels, w, states, now, ld, q0, q1, t)
+                    before, lda = at(states, (2 * l + 1 - parity) * half + previous), ld
                 else:
-                    step(h0, l * B * H, H, B, H, panels, w, states, now, ld, q0, q1, t)
+                    before, lda = at(h0, l * B * H), H
+                shared_step(
+                    before, lda, B, H, at(panels, w), at(states, now), ld, q0, q1, t, sync, rank, size, epoch, trace
+                )
                 epoch += 1
-                mark(trace, rank, WAIT)
-                barrier(sync, rank, size, epoch)  # all of h[t] is there before anyone begins h[t+1]
+                store_release(sync, rank * LINE, epoch)
+            mark(trace, rank, WAIT)
+            wait_for_others(sync, rank, size, epoch)  # what comes next reads all of the chunk's states
         v, _, c = table[L]
         top = (2 * (L - 1) + parity) * half
         mark(trace, rank, OUTPUTS)
@@ -163,6 +182,28 @@ def rows_body(rank, size, x, h0, y, h, panels, bias, table, states, logits, sync
     if rank == 0:
         last_states(states, parity, half, previous, ld, h, 0, B, B, L, H)
     mark(trace, rank, DONE)
+
+
+@jit()
+def shared_step(h, lda, B, H, w, s, ld, q0, q1, t, sync, rank, size, epoch, trace):
+    """This thread's panels of a step. The first is begun with its own rows of h[t-1], while the others' are coming."""
+    own, end = q0 * WIDTH, min(q1 * WIDTH, H)
+    unit = abreast(B, H, q1 - q0)
+    backwards = t % 2  # to and fro, as forward.step does
+    f0, f1, r0, r1 = split(q0, q1, min(unit, q1 - q0), backwards)
+    accumulate(h, lda, B, H, own, end, w, s, ld, f0, f1, backwards, unit)
+    mark(trace, rank, WAIT)
+    wait_for_others(sync, rank, size, epoch)
+    mark(trace, rank, STEPS)
+    for k0, k1, first, last in ((0, own, f0, f1), (end, H, f0, f1), (0, H, r0, r1)):
+        accumulate(h, lda, B, H, k0, k1, w, s, ld, first, last, backwards, unit)
+    tanh_panels(s, ld, B, q0, q1)
+
+
+@jit(inline="always")
+def split(q0, q1, n, backwards):
+    """The first n of the panels q0 to q1, and the others, in the order in which a step takes them."""
+    return (q1 - n, q1, q0, q1 - n) if backwards else (q0, q0 + n, q0 + n, q1)
 
 
 @jit()
@@ -186,7 +227,8 @@ def rows(net: RNN, threads: int, dtype: str = "float32", trace: bool = False) ->
     """Every step shared by all threads: each owns some rows of W, and computes those elements of h[t].
 
     Parallelises: rows of U and W; then rows of the output (steps and sequences; where these are too few, rows of V
-    and one more barrier). Synchronises: one barrier a step.
+    and one more barrier). Synchronises: one flag a thread and step, waited for by all others; while it is on its way,
+    each thread begins the next step with the columns of W that meet its own rows of h.
     Moves: each thread's share of W from its own core's cache (which is why two cores can be more than twice as
     fast: together they hold twice as much), and h, H floats a sequence, between the cores in every step.
     """
@@ -268,6 +310,9 @@ SLOTS = 3  # chunks of states that a layer keeps: one being begun, one in the re
 def wavefront_body(
     rank, size, x, h0, y, h, panels, bias, table, states, logits, done, cores, block, chunk, T, B, sizes, trace
 ):
+    x, h0, y, h, panels, bias = bare(x), bare(h0), bare(y), bare(h), bare(panels), bare(bias)
+    table, states, logits = bare(table), bare(states), bare(logits)
+    done, cores = bare(done), bare(cores)
     L, I, H, _, _ = sizes
     place = (cores, rank, size)
     Q = (H + WIDTH - 1) // WIDTH
@@ -296,10 +341,10 @@ def wavefront_body(
                     own = logits[rank]
                     outputs(states, top, ld, 0, steps * B, panels, v, bias, b, own, block, y, t0, 0, B, B, sizes)
                 elif stage % 2 == 0:
-                    wait_for(
-                        done, chunks, stage + 1, c - SLOTS + 1, place
-                    )  # the slot's last state was the next chunk's first
-                    wait_for(done, chunks, stage + 2, c - SLOTS, place)  # and what the slot held has been read above
+                    # The last state of what the slot held was the start of the chunk after it, and all of it was
+                    # read by the layer above.
+                    wait_for(done, chunks, stage + 1, c - SLOTS + 1, place)
+                    wait_for(done, chunks, stage + 2, c - SLOTS, place)
                     u, _, b = table[l]
                     if l > 0:
                         wait_for(done, chunks, stage - 1, c, place)
@@ -315,13 +360,13 @@ def wavefront_body(
                     mark(trace, rank, STEPS)
                     w = table[l, 1]
                     if c == 0:
-                        step(h0, l * B * H, H, B, H, panels, w, states, s0, ld, 0, Q, 0)
+                        step(at(h0, l * B * H), H, B, H, at(panels, w), at(states, s0), ld, 0, Q, 0)
                     else:
                         before = (l * SLOTS + (c - 1) % SLOTS) * slot + (chunk - 1) * B * ld
-                        step(states, before, ld, B, H, panels, w, states, s0, ld, 0, Q, 0)
+                        step(at(states, before), ld, B, H, at(panels, w), at(states, s0), ld, 0, Q, 0)
                     for t in range(1, steps):
                         now = s0 + t * B * ld
-                        step(states, now - B * ld, ld, B, H, panels, w, states, now, ld, 0, Q, t)
+                        step(at(states, now - B * ld), ld, B, H, at(panels, w), at(states, now), ld, 0, Q, t)
                     if c == chunks - 1:
                         for j in range(B):
                             copy(states, s0 + ((steps - 1) * B + j) * ld, h, (l * B + j) * H, H)

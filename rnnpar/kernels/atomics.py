@@ -154,6 +154,12 @@ def barrier(sync, rank, size, epoch):
     line the first element is its flag, the second its core.
     """
     store_release(sync, rank * LINE, epoch)
+    wait_for_others(sync, rank, size, epoch)
+
+
+@jit()
+def wait_for_others(sync, rank, size, epoch):
+    """The second half of a barrier: wait until every other thread has stored `epoch`."""
     for other in range(size):
         if other != rank:
             wait_in_team(sync, other * LINE, epoch, (sync, rank, size))

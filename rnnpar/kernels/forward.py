@@ -17,10 +17,12 @@ import sys
 from dataclasses import dataclass, field
 
 import numpy as np
+from numba import carray
 
 from rnnpar.kernels.activations import exp_inplace, scale_into, softmax_row, sum_of, tanh_inplace
 from rnnpar.kernels.jit import jit
-from rnnpar.kernels.tile import ROWS, WIDTH, Packed, aligned, multiply, round_up
+from rnnpar.kernels.pointers import at, bare, beyond, view
+from rnnpar.kernels.tile import ROWS, WIDTH, Packed, aligned, multiply, round_up, tile_1_wide, tiles
 from rnnpar.kernels.trace import DONE, INPUTS, OUTPUTS, STEPS, mark
 from rnnpar.network import RNN
 
@@ -30,6 +32,9 @@ STATES = (64 * 1024, 1024 * 1024)
 # The same of one block of logits. V is read once for each block, so the more bytes a row of V has, the larger a block
 # is worth its way out of the core's own cache: 1,024 elements for each of H, within these bounds.
 LOGITS = (128 * 1024, 512 * 1024)
+# Weights of a step up to which one row meets two panels at once: each h[k] is then fetched once for both, which is what
+# counts in a first-level cache. Farther away it costs 2 to 5% instead, where two streams of weights come from L2.
+NEAR = 32 * 1024
 POOL = 2  # results that a runner keeps for reuse: a caller often holds the last one during the next call
 SHORT = 512  # outputs up to which exp takes a block of rows in one go, since starting a row costs more than its exp
 
@@ -52,21 +57,47 @@ def inputs(x, x0, step_stride, row_stride, steps, count, K, panels, p0, bias, b0
 
 
 @jit()
-def step(before, a0, lda, count, H, panels, p0, states, s0, ld, q0, q1, t):
-    """states[s0] = tanh(states[s0] + W before[a0]), panels q0 to q1 of each of the `count` rows.
+def step(h, lda, count, H, w, s, ld, q0, q1, t):
+    """s = tanh(s + W h), panels q0 to q1 of each of the `count` rows. h, w, s: pointers, w to W's first panel.
 
     Every other step t goes through the panels backwards, as a ploughman turns at the end of a furrow: where W is
     larger than a cache, the panels used last are still there, and going round and round would always miss them.
     """
-    for i in range(q1 - q0):
-        q = q1 - 1 - i if t % 2 else q0 + i
-        s = s0 + q * WIDTH
-        multiply(before, a0, lda, count, H, panels, p0 + q * H * WIDTH, states, s, ld, states, s, ld)
+    accumulate(h, lda, count, H, 0, H, w, s, ld, q0, q1, t % 2, abreast(count, H, q1 - q0))
+    tanh_panels(s, ld, count, q0, q1)
+
+
+@jit(inline="always")
+def abreast(count, H, n):
+    """How many of a step's `n` panels are taken at once: two where one row meets weights that are near, else one."""
+    return 2 if count == 1 and n * WIDTH * H <= NEAR else 1
+
+
+@jit()
+def accumulate(h, lda, count, H, k0, k1, w, s, ld, q0, q1, backwards, unit):
+    """s += W[:, k0:k1] h[k0:k1] for `count` rows and the panels q0 to q1, `unit` (1, or 2) at once."""
+    if k0 == k1:
+        return
+    h, n = beyond(h, k0), q1 - q0
+    pairs = n // 2 if unit == 2 else 0
+    for i in range(pairs):
+        q = q1 - 2 - 2 * i if backwards else q0 + 2 * i
+        place = beyond(s, q * WIDTH)
+        tile_1_wide(h, beyond(w, (q * H + k0) * WIDTH), H * WIDTH, k1 - k0, place, place)
+    for i in range(2 * pairs, n):
+        q = q1 - 1 - i if backwards else q0 + i
+        place = beyond(s, q * WIDTH)
+        tiles(h, lda, count, beyond(w, (q * H + k0) * WIDTH), k1 - k0, place, ld, place, ld)
+
+
+@jit()
+def tanh_panels(s, ld, count, q0, q1):
+    """s = tanh(s), panels q0 to q1 of each of the `count` rows."""
     if (q1 - q0) * WIDTH == ld:  # whole rows: they lie one behind the other
-        tanh_inplace(states[s0 : s0 + count * ld])
+        tanh_inplace(carray(s, count * ld))
     else:
         for j in range(count):
-            tanh_inplace(states[s0 + j * ld + q0 * WIDTH : s0 + j * ld + q1 * WIDTH])
+            tanh_inplace(carray(beyond(s, j * ld + q0 * WIDTH), (q1 - q0) * WIDTH))
 
 
 @jit(inline="always")
@@ -79,7 +110,7 @@ def outputs(states, s0, ld, r0, r1, panels, p0, bias, b0, logits, block, y, t0, 
         rows = min(block, r1 - r)
         output_logits(states, s0 + r * ld, ld, rows, H, panels, p0, bias, b0, logits, O, 0, q1)
         if together:
-            exp_inplace(logits[: rows * q1 * WIDTH])
+            exp_inplace(view(logits, 0, rows * q1 * WIDTH))
         for i in range(rows):
             output_row(logits, i, together, y, t0, r + i, first, count, B, O, calm)
 
@@ -98,12 +129,11 @@ def output_row(logits, i, is_exp, y, t0, r, first, count, B, O, calm):
     """y = softmax of the i-th row of logits, or of what is exp of them; row r of the chunk that begins at step t0."""
     ldo = (O + WIDTH - 1) // WIDTH * WIDTH
     t, j = divmod(r, count)
-    into = ((t0 + t) * B + first + j) * O
-    row = logits[i * ldo : (i + 1) * ldo]
+    row, into = view(logits, i * ldo, ldo), view(y, ((t0 + t) * B + first + j) * O, O)
     if is_exp:
-        scale_into(row, np.float32(1) / sum_of(row), y[into : into + O])
+        scale_into(row, np.float32(1) / sum_of(row), into)
     else:
-        softmax_row(row, y[into : into + O], calm)
+        softmax_row(row, into, calm)
 
 
 @jit()
@@ -114,6 +144,8 @@ def sequences(x, h0, y, h, panels, bias, table, states, logits, block, chunk, T,
     between the two halves of `states`, so that the last state of one is there when the next begins. `rank` and
     `trace`: as trace.mark takes them.
     """
+    x, h0, y, h, panels, bias = bare(x), bare(h0), bare(y), bare(h), bare(panels), bare(bias)
+    table, states, logits = bare(table), bare(states), bare(logits)
     L, I, H, _, _ = sizes
     Q = (H + WIDTH - 1) // WIDTH
     ld = Q * WIDTH
@@ -133,12 +165,13 @@ def sequences(x, h0, y, h, panels, bias, table, states, logits, block, chunk, T,
                 inputs(states, below, count * ld, ld, steps, count, H, panels, u, bias, b, states, s0, ld, 0, Q)
             mark(trace, rank, STEPS)
             if t0 == 0:
-                step(h0, (l * B + first) * H, H, count, H, panels, w, states, s0, ld, 0, Q, 0)
+                step(at(h0, (l * B + first) * H), H, count, H, at(panels, w), at(states, s0), ld, 0, Q, 0)
             else:
-                step(states, (2 * l + 1 - parity) * half + previous, ld, count, H, panels, w, states, s0, ld, 0, Q, 0)
+                before = at(states, (2 * l + 1 - parity) * half + previous)
+                step(before, ld, count, H, at(panels, w), at(states, s0), ld, 0, Q, 0)
             for t in range(1, steps):
                 now = s0 + t * count * ld
-                step(states, now - count * ld, ld, count, H, panels, w, states, now, ld, 0, Q, t)
+                step(at(states, now - count * ld), ld, count, H, at(panels, w), at(states, now), ld, 0, Q, t)
         v, _, c = table[L]
         top = (2 * (L - 1) + parity) * half
         mark(trace, rank, OUTPUTS)

@@ -17,6 +17,7 @@ from rnnpar.kernels.atomics import LINE, barrier, counter_barrier
 from rnnpar.kernels.blas import one_blas_thread
 from rnnpar.kernels.forward import SHORT, step
 from rnnpar.kernels.jit import jit
+from rnnpar.kernels.pointers import at, bare
 from rnnpar.kernels.team import Team
 from rnnpar.kernels.tile import WIDTH, aligned, multiply, round_up
 
@@ -44,11 +45,12 @@ def product_region(size, repeat, a, rows, K, panels, zeros, out):
 @jit()
 def steps_body(rank, size, repeat, rows, H, panels, states):
     """One time step after another, each from the last: what the chain costs, and not only its arithmetic."""
+    panels, states = bare(panels), bare(states)
     Q = (H + WIDTH - 1) // WIDTH
     ld = Q * WIDTH
     for t in range(repeat):
         before, now = t % 2 * rows * ld, (t + 1) % 2 * rows * ld
-        step(states[rank], before, ld, rows, H, panels[rank], 0, states[rank], now, ld, 0, Q, t)
+        step(at(states[rank], before), ld, rows, H, at(panels[rank], 0), at(states[rank], now), ld, 0, Q, t)
 
 
 @jit(parallel=True)
@@ -60,6 +62,7 @@ def steps_region(size, repeat, rows, H, panels, states):
 @jit()
 def exchange_body(rank, size, repeat, sync, start, boards, seen):
     """Each thread writes its share of a board, meets the others, and reads theirs: a step without its arithmetic."""
+    sync, boards, seen = bare(sync), bare(boards), bare(seen)
     elements = boards.shape[1]
     first, end = elements * rank // size, elements * (rank + 1) // size
     total = np.float32(0)
@@ -81,6 +84,7 @@ def exchange_region(size, repeat, sync, start, boards, seen):
 
 @jit()
 def barrier_body(rank, size, repeat, sync, start):
+    sync = bare(sync)
     for epoch in range(start, start + repeat):
         barrier(sync, rank, size, epoch)
 
@@ -93,6 +97,7 @@ def barrier_region(size, repeat, sync, start):
 
 @jit()
 def counter_body(rank, size, repeat, sync, start):
+    sync = bare(sync)
     for epoch in range(start, start + repeat):
         counter_barrier(sync, size, epoch)
 

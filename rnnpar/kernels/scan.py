@@ -20,14 +20,15 @@ kept, not one a step: J[t] itself is never formed, since g[t] says all that is n
 from __future__ import annotations
 
 import numpy as np
-from numba import carray, prange
+from numba import prange
 
 from rnnpar.kernels.activations import CONTRACT, REDUCE, tanh_inplace
 from rnnpar.kernels.atomics import LINE, barrier
 from rnnpar.kernels.forward import inputs, outputs
 from rnnpar.kernels.jit import jit
+from rnnpar.kernels.pointers import bare, view
 from rnnpar.kernels.team import Team
-from rnnpar.kernels.tile import WIDTH, aligned, at, multiply, pack, round_up
+from rnnpar.kernels.tile import WIDTH, aligned, multiply, pack, round_up
 
 JACOBI, DENSE, DIAGONAL, SEGMENTS = range(4)  # how an iteration corrects h
 FADED = 1e-8  # a map whose entries are all below it no longer tells the end of a segment from where it started
@@ -42,12 +43,6 @@ SMALL = 2e-6  # times the largest row sum of |W| where that is above 5: so much 
 
 
 # --- what is done to one row, or to rows that lie one behind the other ------------------------------------------------
-
-
-@jit(inline="always")
-def view(a, start, size):
-    """a[start : start + size], but its users are not counted: threads would fight for the counter of each array."""
-    return carray(at(a, start), size)
 
 
 @jit(fastmath=CONTRACT)
@@ -333,6 +328,8 @@ def solve_body(
     root mean square of the last r. All threads see the same residuals, and so decide alike. g and r stay those of
     the last evaluation.
     """
+    z, h, g, r, panels, sync = bare(z), bare(h), bare(g), bare(r), bare(panels), bare(sync)
+    ends, maps, alive, scratch, partial = bare(ends), bare(maps), bare(alive), bare(scratch), bare(partial)
     s0, s1 = S * rank // size, S * (rank + 1) // size
     t0, t1 = min(T, s0 * n), min(T, s1 * n)
     width = B * ld

@@ -12,6 +12,7 @@ Panels may hold bfloat16 (the upper half of a float32, as uint16): half the byte
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import llvmlite.binding as llvm
 import numba
@@ -22,6 +23,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from rnnpar.kernels.jit import jit
+from rnnpar.kernels.pointers import at, beyond
 from rnnpar.network import RNN
 
 CALM = 60.0  # exp of it, and of minus it, times any number of outputs, is an ordinary float32
@@ -69,26 +71,21 @@ WIDTH = TILE.lanes * TILE.vectors
 ROWS = TILE.rows
 
 
-@intrinsic
-def at(typing, array, offset):
-    """A pointer to element `offset` of a one-dimensional array."""
+def tile_builder(
+    builder: ir.IRBuilder, rows: int, shape: TileShape, half: bool, args: list, next_panel: Any = None
+) -> None:
+    """Emit one tile at the builder's place. args: a, lda, panel, K, c, ldc, o, ldo; `half` for bfloat16 panels.
 
-    def codegen(context, builder, signature, args):
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        return builder.gep(data, [args[1]])
-
-    return types.CPointer(array.dtype)(array, types.intp), codegen
-
-
-def tile_builder(builder: ir.IRBuilder, rows: int, shape: TileShape, half: bool, args: list) -> None:
-    """Emit one tile at the builder's place. args: a, lda, panel, K, c, ldc, o, ldo; `half` for bfloat16 panels."""
+    With `next_panel`, elements from one panel to the next, the tile is two panels wide.
+    """
     a, lda, panel, K, c, ldc, o, ldo = args
     i32, i64 = ir.IntType(32), ir.IntType(64)
     vector = ir.VectorType(ir.FloatType(), shape.lanes)
     fma = cgutils.get_or_insert_function(
         builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{shape.lanes}f32"
     )
-    grid = [(m, v) for m in range(rows) for v in range(shape.vectors)]
+    vectors = shape.vectors if next_panel is None else 2 * shape.vectors
+    grid = [(m, v) for m in range(rows) for v in range(vectors)]
     width = shape.lanes * shape.vectors
     splits = max(1, min(4, CHAINS // len(grid)))  # few rows: split the sum over k until there are enough chains
     zero = ir.Constant(vector, None)
@@ -135,10 +132,14 @@ def tile_builder(builder: ir.IRBuilder, rows: int, shape: TileShape, half: bool,
             row = builder.mul(at_k, i64(width))
             if rows >= PREFETCHED:
                 prefetch(row)
-            weights = [load_weights(builder.add(row, i64(v * shape.lanes))) for v in range(shape.vectors)]
+            beside = row if next_panel is None else builder.add(row, next_panel)
+            weights = [
+                load_weights(builder.add(row if v < shape.vectors else beside, i64(v % shape.vectors * shape.lanes)))
+                for v in range(vectors)
+            ]
             for m in range(rows):
                 value = broadcast(m, at_k)
-                for v in range(shape.vectors):
+                for v in range(vectors):
                     sums[s, m, v] = builder.call(fma, [value, weights[v], sums[s, m, v]])
         return sums
 
@@ -195,38 +196,59 @@ def make_tile(rows: int):
     return tile
 
 
+@intrinsic
+def tile_1_wide(typing, a, panel, next_panel, K, c, o):
+    """One row by two panels: a[k] is fetched once for both, which in the nearest cache is what the time goes to."""
+    signature = types.void(a, panel, types.intp, types.intp, c, o)
+
+    def codegen(context, builder, signature, args):
+        a, panel, next_panel, K, c, o = args
+        no = ir.Constant(ir.IntType(64), 0)
+        tile_builder(
+            builder, 1, TILE, signature.args[1].dtype == types.uint16, [a, no, panel, K, c, no, o, no], next_panel
+        )
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
 # A Numba function cannot index a list of functions, hence the names. More rows than ROWS are never asked for.
 tile_1, tile_2, tile_3, tile_4, tile_5, tile_6, tile_7, tile_8 = (make_tile(min(rows, ROWS)) for rows in range(1, 9))
 
 
-@jit()
+@jit(inline="always")
 def multiply(a, a0, lda, rows, K, panels, p0, c, c0, ldc, o, o0, ldo):
     """o[m, :WIDTH] = c[m, :WIDTH] + a[m, :K] @ panel for m < rows; a0, p0, c0, o0 say where in the flat arrays.
 
     lda, ldc, ldo: elements from one row to the next; ldc = 0 adds the same row (a bias) everywhere; c may be o.
     """
-    p = at(panels, p0)
+    tiles(at(a, a0), lda, rows, at(panels, p0), K, at(c, c0), ldc, at(o, o0), ldo)
+
+
+@jit()
+def tiles(a, lda, rows, panel, K, c, ldc, o, ldo):
+    """`multiply`, by pointer: a call with four arrays would move their 28 fields, which one row would feel."""
     m = 0
     while m + ROWS <= rows:
-        tile_8(at(a, a0 + m * lda), lda, p, K, at(c, c0 + m * ldc), ldc, at(o, o0 + m * ldo), ldo)
+        tile_8(beyond(a, m * lda), lda, panel, K, beyond(c, m * ldc), ldc, beyond(o, m * ldo), ldo)
         m += ROWS
     rest = rows - m
     if rest > 0:
-        pa, pc, po = at(a, a0 + m * lda), at(c, c0 + m * ldc), at(o, o0 + m * ldo)
+        a, c, o = beyond(a, m * lda), beyond(c, m * ldc), beyond(o, m * ldo)
         if rest == 1:
-            tile_1(pa, lda, p, K, pc, ldc, po, ldo)
+            tile_1(a, lda, panel, K, c, ldc, o, ldo)
         elif rest == 2:
-            tile_2(pa, lda, p, K, pc, ldc, po, ldo)
+            tile_2(a, lda, panel, K, c, ldc, o, ldo)
         elif rest == 3:
-            tile_3(pa, lda, p, K, pc, ldc, po, ldo)
+            tile_3(a, lda, panel, K, c, ldc, o, ldo)
         elif rest == 4:
-            tile_4(pa, lda, p, K, pc, ldc, po, ldo)
+            tile_4(a, lda, panel, K, c, ldc, o, ldo)
         elif rest == 5:
-            tile_5(pa, lda, p, K, pc, ldc, po, ldo)
+            tile_5(a, lda, panel, K, c, ldc, o, ldo)
         elif rest == 6:
-            tile_6(pa, lda, p, K, pc, ldc, po, ldo)
+            tile_6(a, lda, panel, K, c, ldc, o, ldo)
         else:
-            tile_7(pa, lda, p, K, pc, ldc, po, ldo)
+            tile_7(a, lda, panel, K, c, ldc, o, ldo)
 
 
 def round_up(n: int, step: int) -> int:

