@@ -100,22 +100,36 @@ QUIET = {"version": peaks.VERSION, "barrier": {"2": 3e-7}, "launch": {"1": 3e-7,
 
 def test_peaks_of_a_busy_machine_are_measured_again_and_not_kept(tmp_path, monkeypatch, capsys):
     busy = {**QUIET, "barrier": {"2": 8e-3}}
-    answers = [busy, busy, QUIET]
+    answers = [busy, QUIET, busy, *[QUIET] * (peaks.GOOD - 1)]
     monkeypatch.setattr(peaks, "PAUSE_S", 0.0)
     monkeypatch.setattr(peaks, "measure", lambda: answers.pop(0))
     assert peaks._here.__wrapped__(tmp_path / "peaks.json") == QUIET
     assert (tmp_path / "peaks.json").exists()
+    assert not answers
     monkeypatch.setattr(peaks, "measure", lambda: busy)
     assert peaks._here.__wrapped__(tmp_path / "other.json") == busy
     assert not (tmp_path / "other.json").exists()
     assert "not kept" in capsys.readouterr().err
 
 
-def test_the_least_of_two_measurements_counts(monkeypatch):
-    one = {"version": 3, "products": {"1": [(64, 64, 2e-6)]}, "tanh": (1e-9, 5e-10), "measured": "2026-01-01"}
-    other = {"version": 3, "products": {"1": [(64, 64, 3e-6)]}, "tanh": (2e-9, 4e-10), "measured": "2026-01-01"}
-    least = {"version": 3, "products": {"1": [[64, 64, 2e-6]]}, "tanh": [1e-9, 4e-10], "measured": "2026-01-01"}
-    assert peaks.least(one, other) == least
+def test_the_median_of_the_measurements_counts():
+    def measured(product, tanh):
+        return {"version": 3, "products": {"1": [(64, 64, product)]}, "tanh": (1e-9, tanh), "measured": "2026-01-01"}
+
+    found = peaks.median([measured(2e-6, 5e-10), measured(9e-6, 4e-10), measured(3e-6, 1e-10)])
+    assert found == {"version": 3, "products": {"1": [[64, 64, 3e-6]]}, "tanh": [1e-9, 4e-10], "measured": "2026-01-01"}
+    assert peaks.median([found]) == found
+
+
+def test_a_crowded_measurement_counts_only_where_there_is_no_other(tmp_path, monkeypatch):
+    crowded = {**QUIET, "products": {"1": ALONE, "2": [[64, 64, 4e-6]]}}
+    monkeypatch.setattr(peaks, "PAUSE_S", 0.0)
+    monkeypatch.setattr(peaks.Path, "read_text", lambda self: "0\n")
+    answers = [crowded] * (peaks.TRIES - 1) + [QUIET]
+    monkeypatch.setattr(peaks, "measure", lambda: answers.pop(0))
+    assert peaks._here.__wrapped__(tmp_path / "one.json") == QUIET
+    monkeypatch.setattr(peaks, "measure", lambda: crowded)
+    assert peaks._here.__wrapped__(tmp_path / "none.json") == crowded
 
 
 def test_cores_that_are_halves_of_one_are_noticed(monkeypatch):
@@ -133,7 +147,7 @@ def test_peaks_are_kept_and_a_damaged_file_is_not_overwritten(tmp_path, monkeypa
     file = tmp_path / "new" / "peaks.json"
     peaks._here.__wrapped__(file)
     peaks._here.__wrapped__(file)
-    assert len(calls) == 2, "measured twice, at the first call only"
+    assert len(calls) == peaks.GOOD, "measured at the first call only"
     file.write_text("{ half")
     with pytest.raises(ValueError, match=r"peaks\.json is damaged.*delete it"):
         peaks._here.__wrapped__(file)

@@ -36,6 +36,7 @@ from rnnpar.kernels.atomics import (
 )
 from rnnpar.kernels.forward import copy
 from rnnpar.kernels.jit import jit
+from rnnpar.kernels.pointers import bare
 
 ALONE, WINDOW, MESSAGES, ALLGATHER = range(4)
 NEXT = 1  # where `answer` keeps the request that is waited for; before it MPI's flag, behind it room for a status
@@ -121,6 +122,7 @@ def collect(link, board, flags, handles, answer, states, s0, ld, count, epoch):
 @jit()
 def exchange_many(repeat, link, board, flags, handles, answer, state, count, epoch):
     """So many exchanges of a state (count, ld) one after another: a step without its arithmetic."""
+    board, flags, state = bare(board), bare(flags), bare(state)
     for _ in range(repeat):
         epoch += 1
         publish(link, board, flags, handles, answer, state, 0, state.size // count, count, epoch)

@@ -128,7 +128,7 @@ def run(number: int, job: Job) -> Iterator[Message]:
     from rnnpar.study.measure import APART, Problem, Trial, build
 
     if job.peaks:
-        yield Message(number, "progress", "measuring this machine's peaks, once: some 20 seconds")
+        yield Message(number, "progress", "measuring this machine's peaks, once: some 30 seconds")
         peaks.here()
         yield Message(number, "peaks")
     if problem := too_large(job.point):
