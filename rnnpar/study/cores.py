@@ -4,10 +4,14 @@ The two cores of a virtual machine may for a while be the two halves of one: the
 inside sees nothing of it. All threads together are then hardly faster than one, for tenths of a second or for minutes;
 a program that computes beside the measurement does the same. So a product that lives in the nearest cache is timed on
 one core, and then on all at once, by threads that each belong to one: that takes hardly longer where all are whole.
+
+A core may also have a half taken away by another machine of the same host: then one alone is slower than it was when
+the peaks were measured, and in a step's chain by more than in a product. Such a core is not whole either.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -20,6 +24,7 @@ from rnnpar.kernels.tile import aligned, round_up
 SIZE = 64  # H and rows of the product: its 16 KiB of weights stay in a first-level cache
 LONG_S = 0.5e-3  # of a try, and
 START_S = 50e-6  # as much longer for each core, since threads start one after another
+SLOW = 1.15  # one core's time over what the peaks say; undisturbed, it is within 5%
 TRIES = 3  # the best counts; a host does not give cores back for one try only
 FEWEST = 3  # samples on whole cores, of which a median can be told
 SHARED = "cores not whole"  # how a message begins that tells of samples set aside
@@ -48,14 +53,19 @@ class Cores:
             self._threads.append(ThreadPoolExecutor(1, "rnnpar-core", os.sched_setaffinity, (0, {core})))
         self._repeat = 1
         self._seconds(1)  # compiles, or takes it from the disk
+        self._usual = usual_seconds()
         while (took := self._seconds(1)) < LONG_S + START_S * cores:
             self._repeat = max(2 * self._repeat, int(self._repeat * LONG_S / max(took, 1e-7)))
 
     def whole(self) -> bool:
-        """Whether all cores at once take about as long as one alone: some 1 ms, and 4 ms where they do not."""
+        """Whether all cores at once take about as long as one alone, and that what it always does; 1 to 4 ms."""
         if not self.known:
             return True
-        return any(self._seconds(len(self._threads)) < peaks.CROWDED * self._seconds(1) for _ in range(TRIES))
+        return any(self._whole_now() for _ in range(TRIES))
+
+    def _whole_now(self) -> bool:
+        one = self._seconds(1)
+        return one < SLOW * self._usual * self._repeat and self._seconds(len(self._threads)) < peaks.CROWDED * one
 
     def _seconds(self, cores: int) -> float:
         """The longest of the times of `cores` threads that compute at once."""
@@ -66,6 +76,12 @@ class Cores:
         begin = time.perf_counter()
         probe.product_body(rank, len(self._threads), self._repeat, *self._arrays)
         return time.perf_counter() - begin
+
+
+def usual_seconds() -> float:
+    """Seconds of one such product on one core, from this machine's peaks; infinity where they are not measured yet."""
+    points = peaks.stored_in(peaks.file()).get("products", {}).get("1", [])
+    return next((seconds for H, rows, seconds in points if H == rows == SIZE), math.inf)
 
 
 def count(seconds: Sequence[float], aside: Sequence[float]) -> tuple[list[float], str]:

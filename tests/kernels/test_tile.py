@@ -6,7 +6,9 @@ import pytest
 from llvmlite import ir
 
 from rnnpar.kernels import tile
+from rnnpar.kernels.forward import accumulate
 from rnnpar.kernels.jit import jit
+from rnnpar.kernels.pointers import at
 from rnnpar.network import RNN
 
 
@@ -33,6 +35,50 @@ def test_product_equals_float64(rng, rows, K, dtype):
     product(a.ravel(), K, rows, K, tile.pack(w, dtype), ld // tile.WIDTH, c.ravel(), ld, o.ravel(), ld)
     assert np.allclose(o[:rows, :N], c[:, :N] + a.astype(np.float64) @ w.T, rtol=1e-5, atol=1e-5)
     assert np.isnan(o[rows]).all(), "a row beyond the last was written"
+
+
+@jit()
+def wide_product(a, K, panels, c, o):
+    tile.tile_1_wide(at(a, 0), at(panels, 0), K * tile.WIDTH, K, at(c, 0), at(o, 0))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("K", [1, 2, 3, 37, 64])
+def test_two_panels_at_once_are_what_each_is_by_itself(rng, K, dtype):
+    """But for the order of the sums: with twice the columns there are half as many sums side by side."""
+    N = 2 * tile.WIDTH
+    a = rng.standard_normal(K).astype(np.float32)
+    w = rng.standard_normal((N, K)).astype(np.float32)
+    if dtype == "bfloat16":
+        w = (tile.to_bfloat16(w).astype(np.uint32) << 16).view(np.float32)
+    c = rng.standard_normal(N).astype(np.float32)
+    o = np.full(N + 1, np.nan, np.float32)
+    wide_product(a, K, tile.pack(w, dtype), c, o)
+    assert np.allclose(o[:N], c + w.astype(np.float64) @ a, rtol=1e-5, atol=1e-5)
+    assert np.isnan(o[N]), "an element beyond the last was written"
+
+
+@jit()
+def accumulated(h, lda, count, H, k0, k1, panels, states, ld, q0, q1, backwards, unit):
+    accumulate(at(h, 0), lda, count, H, k0, k1, at(panels, 0), at(states, 0), ld, q0, q1, backwards, unit)
+
+
+@pytest.mark.parametrize("backwards", [0, 1])
+@pytest.mark.parametrize(("count", "unit"), [(1, 1), (1, 2), (3, 1)])
+@pytest.mark.parametrize("H", [1, tile.WIDTH, 2 * tile.WIDTH + 3, 5 * tile.WIDTH])
+def test_a_step_may_be_summed_up_in_parts(rng, H, count, unit, backwards):
+    """Some columns of W for some of its rows, then the others, in any order: in the end all of W h is there."""
+    Q = tile.round_up(H, tile.WIDTH) // tile.WIDTH
+    ld = Q * tile.WIDTH
+    W = rng.standard_normal((H, H)).astype(np.float32)
+    h = rng.standard_normal((count, H)).astype(np.float32)
+    start = rng.standard_normal((count, ld)).astype(np.float32)
+    states, panels = start.ravel().copy(), tile.pack(W)
+    k0, k1, q = H // 3, 2 * H // 3, Q // 2
+    for part in ((k0, k1, q, Q), (0, k0, q, Q), (k1, H, q, Q), (k1, k1, 0, Q), (0, H, 0, q)):
+        accumulated(h.ravel(), H, count, H, part[0], part[1], panels, states, ld, part[2], part[3], backwards, unit)
+    wanted = start[:, :H] + h.astype(np.float64) @ W.T
+    assert np.allclose(states.reshape(count, ld)[:, :H], wanted, rtol=1e-5, atol=1e-4)
 
 
 def test_bfloat16_rounds_to_nearest_even():
@@ -67,7 +113,7 @@ TARGETS = {
 }
 
 
-def assembly_of(name: str, rows: int | None = None) -> tuple[tile.TileShape, list[str]]:
+def assembly_of(name: str, rows: int | None = None, wide: bool = False) -> tuple[tile.TileShape, list[str]]:
     """The tile of a processor that need not be here, and its assembly for that many rows (all that it has)."""
     triple, cpu, features, _ = TARGETS[name]
     llvm.initialize_all_targets()
@@ -79,7 +125,8 @@ def assembly_of(name: str, rows: int | None = None) -> tuple[tile.TileShape, lis
     kind = ir.FunctionType(ir.VoidType(), [pointer, i64, pointer, i64, pointer, i64, pointer, i64])
     function = ir.Function(module, kind, "tile")
     builder = ir.IRBuilder(function.append_basic_block())
-    tile.tile_builder(builder, rows or shape.rows, shape, False, list(function.args))
+    arguments = list(function.args)  # of a wide tile, of one row, the stride of the rows is free for the panels'
+    tile.tile_builder(builder, rows or shape.rows, shape, False, arguments, arguments[1] if wide else None)
     builder.ret_void()
     machine = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, opt=3)
     parsed = llvm.parse_assembly(str(module))
@@ -97,6 +144,16 @@ def test_tile_of_each_processor_compiles_without_spilling(name):
     assert any(TARGETS[name][3] in line for line in multiply_adds)
     start = next(i for i, line in enumerate(assembly) if line in map(str, multiply_adds))
     inner = assembly[start : start + len(multiply_adds)]
+    assert not [line for line in inner if "sp)" in line or "[sp" in line], "a sum was spilled to the stack"
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_two_panels_at_once_keep_their_sums_in_registers(name):
+    """At least as many sums as hide the latency of a multiply-add, each weight loaded once, nothing on the stack."""
+    _, assembly = assembly_of(name, 1, wide=True)
+    multiply_adds = [i for i, line in enumerate(assembly) if "fmadd" in line or "fmla" in line]
+    assert len(multiply_adds) >= tile.CHAINS
+    inner = assembly[multiply_adds[0] : multiply_adds[0] + tile.CHAINS]
     assert not [line for line in inner if "sp)" in line or "[sp" in line], "a sum was spilled to the stack"
 
 

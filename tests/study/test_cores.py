@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from rnnpar import machine, peaks
 from rnnpar.study import in_time, measure, peers, store, tell
-from rnnpar.study.cores import FEW, SHARED, Cores, count
+from rnnpar.study.cores import FEW, SHARED, SIZE, Cores, count, usual_seconds
 from rnnpar.study.measure import Point
 
 POINT = Point("random", H=8, I=4, O=6, T=5, B=2)
@@ -42,13 +43,29 @@ def test_each_thread_computes_on_a_core_of_its_own(two):
 
 @pytest.mark.parametrize(
     ("alone", "together", "whole"),
-    [([1.0], [1.1], True), ([1.0] * 3, [2.0] * 3, False), ([1.0] * 3, [2.0, 2.0, 1.2], True)],
+    [
+        ([1.0], [1.1], True),
+        ([1.0] * 3, [2.0] * 3, False),
+        ([1.0] * 3, [2.0, 2.0, 1.2], True),
+        ([1.3] * 3, [], False),  # slower than usual, and so no matter how all together are
+        ([1.3, 1.1], [1.2], True),
+    ],
 )
 def test_the_best_of_three_tries_counts(two, monkeypatch, alone, together, whole):
     found = Cores()
+    found._usual, found._repeat = 0.5, 2
     monkeypatch.setattr(found, "_seconds", lambda cores: (alone if cores == 1 else together).pop(0))
     assert found.whole() is whole
     assert alone == together == []
+
+
+def test_what_is_usual_is_what_the_peaks_say(tmp_path, monkeypatch):
+    file = tmp_path / "peaks.json"
+    monkeypatch.setattr(peaks, "file", lambda: file)
+    assert usual_seconds() == np.inf
+    points = [[SIZE, 1, 1e-7], [SIZE, SIZE, 2e-6], [2 * SIZE, SIZE, 8e-6]]
+    file.write_text(json.dumps({"version": peaks.VERSION, "products": {"1": points, "2": [[SIZE, SIZE, 3e-6]]}}))
+    assert usual_seconds() == 2e-6
 
 
 @pytest.mark.parametrize("what", ["one core", "halves by name"])

@@ -20,6 +20,30 @@ WORK = Work(T=96, B=4, I=64, H=1024, O=64)
 FREE = Link(0.0, 0.0)
 
 
+# --- Measuring messages ------------------------------------------------------------------------------------------
+
+
+def probes(monkeypatch) -> list[float]:
+    """What messages.exchange costs in each probe from now on: 1, 2, 3 ... seconds."""
+    asked: list[float] = []
+    monkeypatch.setattr(ranks, "run_probe", lambda n: asked.append(len(asked) + 1.0) or {"exchange": [[64, asked[-1]]]})
+    return asked
+
+
+def test_a_probe_counts_where_the_cores_were_whole_before_and_after(monkeypatch, cores):
+    asked = probes(monkeypatch)
+    cores.answers += [False, True, True, False, False, False]  # a no before is not asked again after
+    assert ranks.typical_probe(2) == {"exchange": [[64, 6.0]]}, "the median of the 2nd, 6th and 7th"
+    assert len(asked) == 7
+
+
+def test_all_probes_count_where_the_cores_never_were(monkeypatch, cores):
+    asked = probes(monkeypatch)
+    cores.answers += [False] * 100
+    assert ranks.typical_probe(2) == {"exchange": [[64, (ranks.TRIES + 1) / 2]]}
+    assert len(asked) == ranks.TRIES
+
+
 # --- Simulation --------------------------------------------------------------------------------------------------
 
 
