@@ -315,7 +315,7 @@ def choose(seconds: Mapping[str, float]) -> str:
     """The name with the least predicted seconds; of those of AUTO that come as near as the model sees, the first.
 
     The earlier keep fewer weights in each core's cache: one's share of them in `rows`, all of them in `batch`. Where
-    they just fill it, the model is too hopeful, since its peaks were measured on memory that happened to fit well.
+    they just fill it, what a step takes depends on how its memory happens to lie, which the model cannot know.
     """
     least = min(seconds, key=seconds.__getitem__)
     near = [name for name in AUTO if name in seconds and seconds[name] <= TIE * seconds[least]]

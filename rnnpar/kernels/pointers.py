@@ -1,9 +1,9 @@
 """Pointers into arrays, and arrays whose users are not counted: what kernels hand on to each other.
 
 Numba counts who holds an array, by an indivisible addition at the start and another at the end of most calls that take
-one, or a slice of one: some 5 ns each, several times that where threads fight for the counter, and nothing may run
-ahead of it. At H=32 this was three quarters of a time step. The caller of a kernel holds its arrays for as long as it
-runs, so none of it is needed: a kernel makes its arrays `bare` before all else.
+one, or a slice of one, and nothing may run ahead of it: at H=32 that was two thirds of a time step on one thread. The
+caller of a kernel holds its arrays for as long as it runs, so none of it is needed: a kernel makes its arrays `bare`
+before all else.
 """
 
 from __future__ import annotations

@@ -64,8 +64,11 @@ def test_what_is_usual_is_what_the_peaks_say(tmp_path, monkeypatch):
     monkeypatch.setattr(peaks, "file", lambda: file)
     assert usual_seconds() == np.inf
     points = [[SIZE, 1, 1e-7], [SIZE, SIZE, 2e-6], [2 * SIZE, SIZE, 8e-6]]
-    file.write_text(json.dumps({"version": peaks.VERSION, "products": {"1": points, "2": [[SIZE, SIZE, 3e-6]]}}))
+    found = {"version": peaks.VERSION, "products": {"1": points, "2": [[SIZE, SIZE, 3e-6]]}}
+    file.write_text(json.dumps(found))
     assert usual_seconds() == 2e-6
+    file.write_text(json.dumps(found | {"version": peaks.VERSION - 1}))  # they are about to be measured anew
+    assert usual_seconds() == np.inf
 
 
 @pytest.mark.parametrize("what", ["one core", "halves by name"])
