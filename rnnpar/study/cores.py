@@ -81,7 +81,7 @@ class Cores:
 def usual_seconds() -> float:
     """Seconds of one such product on one core, from this machine's peaks; infinity where they are not measured yet."""
     stored = peaks.stored_in(peaks.file())
-    points = stored["products"]["1"] if stored.get("version") == peaks.VERSION else []
+    points = stored.get("products", {}).get("1", []) if stored.get("version") == peaks.VERSION else []
     return next((seconds for H, rows, seconds in points if H == rows == SIZE), math.inf)
 
 

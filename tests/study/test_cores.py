@@ -69,6 +69,8 @@ def test_what_is_usual_is_what_the_peaks_say(tmp_path, monkeypatch):
     assert usual_seconds() == 2e-6
     file.write_text(json.dumps(found | {"version": peaks.VERSION - 1}))  # they are about to be measured anew
     assert usual_seconds() == np.inf
+    file.write_text(json.dumps({"version": peaks.VERSION}))  # a file that says nothing of products says nothing here
+    assert usual_seconds() == np.inf
 
 
 @pytest.mark.parametrize("what", ["one core", "halves by name"])
