@@ -13,8 +13,8 @@ A rank that fails, or ends early, ends the others or tells them, from its first 
 before that, such as a file that only the others have, they would wait for: begin the script by `from mpi4py import MPI`
 and start it by `mpiexec -n 4 python -m mpi4py script.py`, and it ends them too.
 
-Where all ranks are on one machine, `exchange="auto"` lets them write the answer, and the columns of a state, straight
-into memory that they share ("window"); else they send messages. Only arrays are sent, never pickled objects.
+Where all ranks are on one machine, `exchange="auto"` lets them write the answer, and the states that all of them read,
+straight into memory that they share ("window"); else they send messages. Only arrays are sent, never pickled objects.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ import numpy as np
 from numba import prange
 
 from rnnpar import machine, model_ranks
-from rnnpar.backends.threads import share, split
-from rnnpar.kernels.atomics import LINE, barrier
+from rnnpar.backends.threads import rows_body, share, split
+from rnnpar.kernels.atomics import LINE, SKIP, SPINS, barrier
 from rnnpar.kernels.forward import Plan, abreast, accumulate, inputs, outputs, sequences, step, tanh_panels
 from rnnpar.kernels.jit import jit
-from rnnpar.kernels.messages import ALLGATHER, ALONE, MESSAGES, WINDOW, Exchange, collect, publish
+from rnnpar.kernels.messages import ALLGATHER, ALONE, MESSAGES, Exchange, collect, publish
 from rnnpar.kernels.pointers import at, bare
 from rnnpar.kernels.team import Team
 from rnnpar.kernels.tile import WIDTH, Packed, aligned, round_up
@@ -50,7 +50,7 @@ Forward = Callable[[np.ndarray, np.ndarray], tuple[Any, Any]]
 OUTPUT, CHUNK, STATE = 10, 11, 12  # tags; a state's exchange has 0 and 1, and layer l's last state STATE + l
 ACTS = ("prepare", "run", "close", "leave")
 WORDS = 64  # where the words begin in what a rank tells the others
-MODES = {"window": WINDOW, "messages": MESSAGES, "allgather": ALLGATHER}
+MODES = {"messages": MESSAGES, "allgather": ALLGATHER}
 
 
 # --- The three strategies ----------------------------------------------------------------------------------------
@@ -87,11 +87,13 @@ def rows(
     Parallelises: rows of U and W; then rows of the output (steps and sequences). Synchronises: an allgather of h[t]
     a step. Moves: H floats a sequence to every rank in every step, and each rank's rows of y to rank 0, a chunk of
     steps at a time; W stays in the cores' own caches, a share each.
-    `exchange`: "window" by shared memory and a flag a rank; "messages" by persistent requests to every other rank;
-    "allgather" by MPI's own persistent collective; "auto" the first where it can be, else the second for few ranks
-    and the third for many. `overlap`: of how many panels W h[t] is begun with the rank's own columns of h[t] while the
-    others' are under way; None for as many as take the time of a message. (A fixed number, and not "until they have
-    come", so that the sums have the same order in every call, and the results the same bits.)
+    `exchange`: "window" keeps the states in memory that the ranks share, and all their threads are one team, which
+    does just what that of `threads/rows` does, with a flag a thread and step; "messages" sends by persistent requests
+    to every other rank; "allgather" by MPI's own persistent collective; "auto" is the first where it can be, else the
+    second for few ranks and the third for many. `overlap`, of messages: of how many panels W h[t] is begun with the
+    rank's own columns of h[t] while the others' are under way; None for as many as take the time of a message. (A
+    fixed number, and not "until they have come", so that the sums have the same order in every call, and the results
+    the same bits. With a window it is always the first panel, or two: threads.shared_step.)
     """
     return on_ranks("mpi/rows", net, ranks, threads, exchange, overlap=overlap)
 
@@ -100,15 +102,15 @@ def rows(
 
 
 @jit()
-def chunk_body(thread, threads, x, h0, y, panels, bias, table, states, logits, sync, board, flags, handles, answer,
-               link, sizes, job):  # fmt: skip
+def chunk_body(thread, threads, x, h0, y, panels, bias, table, states, logits, sync, board, handles, answer, link,
+               sizes, job):  # fmt: skip
     """The stages `first` to `end` for one chunk: 2 l is U x of layer l, 2 l + 1 its recurrence, 2 L the output.
 
     states: (L, slots, chunk * B * ld), each rank's own. Of U and W this rank computes the panels q0 to q1, and each
     of its threads a share of them.
     """
     x, h0, y, panels, bias, table = bare(x), bare(h0), bare(y), bare(panels), bare(bias), bare(table)
-    states, logits, sync, board, flags = bare(states), bare(logits), bare(sync), bare(board), bare(flags)
+    states, logits, sync, board = bare(states), bare(logits), bare(sync), bare(board)
     L, I, H, _, _ = sizes
     first, end, number, t0, steps, B, slots, chunk, block, q0, q1, overlap, epoch, y_step = job
     rank, ranks = link[1], link[2]
@@ -151,23 +153,39 @@ def chunk_body(thread, threads, x, h0, y, panels, bias, table, states, logits, s
                 barrier(sync, thread, threads, met)  # all of this rank's columns are there
                 begun = 0
                 if thread == 0:
-                    publish(link, board, flags, handles, answer, states, now, ld, B, epoch)
+                    publish(link, board, handles, answer, states, now, ld, B, epoch)
                     while t + 1 < steps and begun < min(overlap, p1 - p0) and own0 < own1:
                         q = p1 - 1 - begun if (t + 1) % 2 else p0 + begun
                         s = at(states, now + B * ld)
                         accumulate(at(states, now), ld, B, H, own0, own1, at(panels, w), s, ld, q, q + 1, 0, 1)
                         begun += 1
-                    collect(link, board, flags, handles, answer, states, now, ld, B, epoch)
+                    collect(link, board, handles, answer, states, now, ld, B, epoch)
                 met += 1
                 barrier(sync, thread, threads, met)  # all of h[t] is there
 
 
 @jit(parallel=True)
-def chunk_region(threads, x, h0, y, panels, bias, table, states, logits, sync, board, flags, handles, answer, link,
-                 sizes, job):  # fmt: skip
+def chunk_region(threads, x, h0, y, panels, bias, table, states, logits, sync, board, handles, answer, link, sizes,
+                 job):  # fmt: skip
     for thread in prange(threads):
-        chunk_body(np.int64(thread), threads, x, h0, y, panels, bias, table, states, logits, sync, board, flags,
-                   handles, answer, link, sizes, job)  # fmt: skip
+        chunk_body(np.int64(thread), threads, x, h0, y, panels, bias, table, states, logits, sync, board, handles,
+                   answer, link, sizes, job)  # fmt: skip
+
+
+@jit()
+def window_body(thread, threads, first, size, x, h0, y, h, panels, bias, table, states, logits, sync, block, chunk, T,
+                B, sizes):  # fmt: skip
+    """What a thread of `threads/rows` does: this one is number first + thread of the `size` of all ranks together."""
+    rows_body(first + thread, size, x, h0, y, h, panels, bias, table, states, logits, sync, block, chunk, T, B, sizes,
+              None)  # fmt: skip
+
+
+@jit(parallel=True)
+def window_region(threads, first, size, x, h0, y, h, panels, bias, table, states, logits, sync, block, chunk, T, B,
+                  sizes):  # fmt: skip
+    for thread in prange(threads):
+        window_body(np.int64(thread), threads, first, size, x, h0, y, h, panels, bias, table, states, logits, sync,
+                    block, chunk, T, B, sizes)  # fmt: skip
 
 
 @jit()
@@ -244,6 +262,40 @@ def patiently(request: Any, crowded: bool = False) -> None:
         time.sleep(50e-6)
 
 
+class Window:
+    """`elements` float32 that all ranks of one machine have mapped, and before them `lines` of flags, zeros.
+
+    A line is as atomics.barrier takes it. Making and freeing a window is collective.
+    """
+
+    def __init__(self, ranks: Ranks, elements: int, lines: int = 0):
+        from mpi4py import MPI
+
+        space = 2 * lines * LINE  # an int64 is as long as two float32
+        size = 4 * (space + elements) if ranks.rank == 0 else 0
+        self._window = MPI.Win.Allocate_shared(size, 4, comm=ranks.comm)
+        memory = np.frombuffer(self._window.Shared_query(0)[0], np.float32)
+        self.flags, self.memory = memory[:space].view(np.int64), memory[space:]
+        if lines:
+            if ranks.rank == 0:
+                self.flags[:] = 0
+                self.flags[SKIP::LINE] = SPINS if ranks.crowded else 0
+            ranks.meet()
+
+    def free(self) -> None:
+        self.flags = self.memory = None
+        self._window.Free()
+
+
+def way(ranks: Ranks, exchange: str, far: str = "messages") -> str:
+    """How the ranks exchange: as is asked for; for "auto" through a window on one machine, and `far` on several."""
+    if exchange == "auto":
+        return "window" if ranks.one_machine else far
+    if exchange == "window" and not ranks.one_machine:
+        raise ValueError("exchange is 'window', but the ranks are on several machines; 'auto' would do")
+    return exchange
+
+
 class Strategy:
     """What the three have in common: packed weights, a team of threads, and buffers for the shape of the last call.
 
@@ -253,12 +305,7 @@ class Strategy:
 
     def __init__(self, ranks: Ranks, net: RNN, threads: int, exchange: str, **options: Any):
         self.ranks, self.net, self.threads = ranks, net, threads
-        self.exchange = exchange
-        if exchange == "auto":
-            far = "messages" if ranks.size <= FEW else "allgather"
-            self.exchange = "window" if ranks.one_machine else far if isinstance(self, Rows) else "messages"
-        elif exchange == "window" and not ranks.one_machine:
-            raise ValueError("exchange is 'window', but the ranks are on several machines; 'auto' would do")
+        self.exchange = way(ranks, exchange)
         self.direct = self.exchange == "window"
         self.packed = Packed.of(net)
         self.info = {"ranks": ranks.size, "threads": threads, "exchange": self.exchange}
@@ -370,8 +417,7 @@ class Chunked(Strategy):
                exchange.epoch, y_step)  # fmt: skip
         self.team.run(
             x.ravel(), h0.ravel(), y.ravel(), packed.panels, packed.bias, packed.table, self.states, self.logits,
-            self.sync, exchange.board, exchange.flags, exchange.handles, exchange.answer, exchange.link,
-            self.plan.sizes, job,
+            self.sync, exchange.board, exchange.handles, exchange.answer, exchange.link, self.plan.sizes, job,
         )  # fmt: skip
 
     def _last_state(self, l: int, T: int, B: int) -> np.ndarray:
@@ -381,8 +427,61 @@ class Chunked(Strategy):
         return self.states[start : start + B * self.ld].reshape(B, self.ld)[:, : self.net.hidden_size]
 
 
+class RowsInWindow(Strategy):
+    """`rows` on one rank, where all of them share memory: all ranks' threads are one team with states in a window."""
+
+    def _prepare(self) -> None:
+        self.team = Team(self.threads, window_body, window_region)
+        self.all = self.ranks.size * self.threads
+        self.first = self.ranks.rank * self.threads
+        self.calls = 0
+        self._window: Window | None = None
+
+    def _compile(self, x: np.ndarray, h0: np.ndarray) -> None:
+        plan = Plan.of(self.net, self.packed, 1, 1, 1)
+        y, sync = np.zeros((0, 1, self.net.output_size), np.float32), aligned(self.threads * LINE, np.int64)
+        self._together(x, h0, y, h0.copy(), plan, plan.states()[0], plan.logits(self.threads), sync, 0, self.threads)
+
+    def run(self, x: np.ndarray, h0: np.ndarray, y: np.ndarray, h: np.ndarray) -> None:
+        T, B, _ = x.shape
+        if self._shape != (T, B):
+            self._shape = (T, B)
+            self._share(Plan.of(self.net, self.packed, T, B, B))
+        # Two arrays of flags in turn: nobody is still looking at those of the call before when they are taken back.
+        now, then = self.sync[self.calls % 2], self.sync[(self.calls + 1) % 2]
+        then[self.first * LINE : (self.first + self.threads) * LINE : LINE] = 0
+        self.calls += 1
+        self._together(x, h0, y, h, self.plan, self.states, self.logits, now, self.first, self.all)
+        self.ranks.meet()
+
+    def _share(self, plan: Plan) -> None:
+        """Put what all ranks read and write into a window: flags, states and logits."""
+        self.plan = plan
+        states, (copies, block) = plan.states().size, plan.logits(self.all).shape
+        elements = states + copies * block
+        if self._window is None or self._window.memory.size < elements:
+            self.close()
+            self._window = Window(self.ranks, elements, lines=2 * self.all)
+        self.sync = self._window.flags.reshape(2, -1)
+        self.states = self._window.memory[:states]
+        self.logits = self._window.memory[states:elements].reshape(copies, block)
+
+    def _together(self, x, h0, y, h, plan, states, logits, sync, first, size) -> None:
+        packed = self.packed
+        self.team.run(
+            first, size, x.ravel(), h0.ravel(), y.ravel(), h.ravel(), packed.panels, packed.bias, packed.table, states,
+            logits, sync, plan.block, plan.chunk, x.shape[0], x.shape[1], plan.sizes,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        if self._window is not None:
+            self.sync = self.states = self.logits = None
+            self._window.free()
+            self._window = None
+
+
 class Rows(Chunked):
-    """`rows` on one rank."""
+    """`rows` on one rank, by messages."""
 
     def _prepare(self, overlap: int | None = None) -> None:
         super()._prepare()
@@ -393,7 +492,7 @@ class Rows(Chunked):
         self.overlap = overlap
         if overlap is None:
             a_panel = 4 * WIDTH * self.wide / CACHE_BYTES_S  # its part that has this rank's columns
-            self.overlap = 0 if self.direct else math.ceil(self.ranks.link.alpha / a_panel)
+            self.overlap = math.ceil(self.ranks.link.alpha / a_panel)
         self.info |= {"overlap": self.overlap}
         self._exchange: Exchange | None = None
 
@@ -404,18 +503,17 @@ class Rows(Chunked):
             self._buffers(T, B)
             if self._exchange is None or self._shape[1] != B:
                 self.close()
-                self._exchange = Exchange(ranks.comm, MODES[self.exchange] if ranks.size > 1 else ALONE, B, self.wide,
-                                          ranks.crowded)  # fmt: skip
+                self._exchange = Exchange(ranks.comm, MODES[self.exchange], B, self.wide, ranks.crowded)
             self._shape = (T, B)
-            self._own_y = np.empty((2, self.chunk * B * O) if not self.direct and ranks.rank else 0, np.float32)
+            self._own_y = np.empty((2, self.chunk * B * O) if ranks.rank else 0, np.float32)
             self.info["chunk"] = self.chunk
         stages = (0, 2 * self.net.num_layers + 1)
         pending: list[Any] = []
         for number, t0 in enumerate(range(0, T, self.chunk)):
             steps = min(self.chunk, T - t0)
-            if self.direct or ranks.rank == 0:
+            if ranks.rank == 0:
                 self._stages(x, h0, y, self._exchange, stages, number, t0, steps, t0)
-                for rank, part in [] if self.direct else self._parts(t0, steps, B):
+                for rank, part in self._parts(t0, steps, B):
                     pending.append(ranks.comm.Irecv(y.ravel()[part], rank, OUTPUT))
             else:
                 for request in pending[-2:-1]:  # what this half of the buffer held has left
@@ -430,8 +528,6 @@ class Rows(Chunked):
         if ranks.rank == 0:
             for l in range(self.net.num_layers):
                 h[l] = self._last_state(l, T, B)
-        if self.direct:
-            ranks.meet()
 
     def _parts(self, t0: int, steps: int, B: int) -> list[tuple[int, slice]]:
         """Which elements of y each rank but 0 computes in a chunk."""
@@ -523,7 +619,16 @@ class Pipeline(Chunked):
             self.ranks.meet()
 
 
-STRATEGIES = {"mpi/batch": Batch, "mpi/pipeline": Pipeline, "mpi/rows": Rows}
+def rows_of(ranks: Ranks, net: RNN, threads: int, exchange: str, overlap: int | None = None) -> Strategy:
+    """`rows` on one rank: in a window where there can be one, but where `overlap` asks for messages."""
+    far = "messages" if ranks.size <= FEW else "allgather"
+    exchange = far if exchange == "auto" and overlap is not None else way(ranks, exchange, far)
+    if exchange == "window" or ranks.size == 1:
+        return RowsInWindow(ranks, net, threads, exchange)
+    return Rows(ranks, net, threads, exchange, overlap=overlap)
+
+
+STRATEGIES: dict[str, Callable[..., Strategy]] = {"mpi/batch": Batch, "mpi/pipeline": Pipeline, "mpi/rows": rows_of}
 
 
 # --- Where the ranks come from -----------------------------------------------------------------------------------
@@ -562,9 +667,13 @@ def check_options(name: str, ranks: Any, threads: Any, exchange: str, options: d
         least = int(key in ("ranks", "threads"))
         if value < least:
             raise ValueError(f"{key} is {value}; it must be at least {least}")
-    known = ("auto", *(MODES if name == "mpi/rows" else ("window", "messages")))
+    known = ("auto", "window", *(MODES if name == "mpi/rows" else ("messages",)))
     if exchange not in known:
         raise ValueError(f"exchange is {exchange!r}; for {name} it must be one of {', '.join(known)}")
+    if exchange == "window" and options.get("overlap") is not None:
+        raise ValueError(
+            "overlap is an option of messages, but exchange is 'window'; 'messages' or 'allgather' take it"
+        )
 
 
 def warn_of_cores(ranks: int, threads: int) -> None:
@@ -636,7 +745,7 @@ class Member:
             warn_of_cores(self.place.near, threads)
         self.strategy = STRATEGIES[name](self.place, net, threads, exchange, **options)
         self.info = self.strategy.info
-        self._result: tuple[Any, np.ndarray] | None = None
+        self._result: Window | None = None
         self.strategy.warm()
 
     def agree(self, check: Callable[..., tuple[np.ndarray, np.ndarray]], net: RNN, x: Any, h0: Any) -> tuple:
@@ -683,20 +792,17 @@ class Member:
 
     def _shared(self, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
         """y and h in memory that all ranks share; rank 0 hands out copies, since the next call writes there again."""
-        from mpi4py import MPI
-
         sizes = [int(np.prod(shape)) for shape in shapes]
-        if self._result is None or self._result[1].size != sum(sizes):
+        if self._result is None or self._result.memory.size != sum(sizes):
             self._free()
-            window = MPI.Win.Allocate_shared(4 * sum(sizes) if self.root else 0, 4, comm=self.place.comm)
-            self._result = window, np.frombuffer(window.Shared_query(0)[0], np.float32)
-        memory = self._result[1]
+            self._result = Window(self.place, sum(sizes))
+        memory = self._result.memory
         return [memory[: sizes[0]].reshape(shapes[0]), memory[sizes[0] :].reshape(shapes[1])]
 
     def _free(self) -> None:
         if self._result is not None:
-            window, self._result = self._result[0], None
-            window.Free()
+            self._result.free()
+            self._result = None
 
     def close(self) -> None:
         if not self.place.broken:  # else what the ranks share lasts until the process ends

@@ -20,6 +20,7 @@ SPINS = 2000  # polls (some ns each) before a waiting thread offers its core to 
 YIELDS = 1000  # such offers (about a microsecond each) before it sleeps: Linux may hand the core straight back, and
 NAP = 50  # microseconds of sleep are then what lets the thread that is waited for run, where cores are too few
 LOOK = 100  # yields from one look at the others' cores to the next
+SKIP = 2  # where a thread's line of a team's flags says how many polls to skip: SPINS where cores are too few to spin
 LINE = 16  # int64 elements from one flag to the next: 128 bytes, since processors fetch cache lines in pairs
 
 YIELD = {"Windows": "SwitchToThread"}.get(platform.system(), "sched_yield")
@@ -112,6 +113,8 @@ def wait_in_team(array, index, value, place):
     cores, rank, size = place
     polls = 0
     while load_acquire(array, index) < value:
+        if polls == 0 and size > 1:
+            polls = cores[rank * LINE + SKIP]
         polls += 1
         if polls < SPINS:
             pause()
@@ -132,7 +135,7 @@ def take_core(cores, rank, size):
     but two that wait for each other in every step take turns on one core, each looks idle half of the time, and so
     they may stay there for a tenth of a second, at a tenth of their speed. What the others have said may be old:
     then a thread moves in vain, which costs it some microseconds of a wait that is longer.
-    cores: int64, (size * LINE,); the second element of each thread's line is used.
+    cores: int64, (size * LINE,), lines as in `barrier`; the second element of each is used.
     """
     core = current_core()
     if core < 0 or size == 1:
@@ -151,7 +154,7 @@ def barrier(sync, rank, size, epoch):
 
     Each thread stores its epoch in a flag of its own cache line, then watches the others': for a few threads that
     is one line sent each way, with no line that all of them fight for. sync: int64, (size * LINE,); of a thread's
-    line the first element is its flag, the second its core.
+    line the first element is its flag, the second its core, the third (SKIP) how many polls it skips.
     """
     store_release(sync, rank * LINE, epoch)
     wait_for_others(sync, rank, size, epoch)

@@ -5,10 +5,9 @@ persistent requests itself sends a kilobyte in half a microsecond. mpi4py makes 
 are fixed once); here they are only started and tested, so that nothing depends on how an MPI lays out its handles.
 
 A state is exchanged through a *board*: (2, ranks, block) float32, a block a rank, two boards in turn. Whoever has
-received everybody's block of step t may overwrite its own of step t - 1. There are four ways (`link[0]`):
+received everybody's block of step t may overwrite its own of step t - 1. There are three ways (`link[0]`):
 
     ALONE      one rank: nothing to do
-    WINDOW     the board lies in memory that all ranks of a machine share (MPI_Win_allocate_shared); a flag a rank
     MESSAGES   a message to every other rank, all at once
     ALLGATHER  MPI's own persistent Allgather (MPI 4), whose rounds grow with the logarithm of the ranks
 """
@@ -24,21 +23,12 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from rnnpar.kernels.atomics import (
-    LINE,
-    SPINS,
-    YIELDS,
-    load_acquire,
-    nap,
-    pause,
-    store_release,
-    yield_core,
-)
+from rnnpar.kernels.atomics import SPINS, YIELDS, nap, pause, yield_core
 from rnnpar.kernels.forward import copy
 from rnnpar.kernels.jit import jit
 from rnnpar.kernels.pointers import bare
 
-ALONE, WINDOW, MESSAGES, ALLGATHER = range(4)
+ALONE, MESSAGES, ALLGATHER = range(3)
 NEXT = 1  # where `answer` keeps the request that is waited for; before it MPI's flag, behind it room for a status
 
 
@@ -61,7 +51,7 @@ call_2, call_3 = make_call(2), make_call(3)
 
 
 @jit()
-def publish(link, board, flags, handles, answer, states, s0, ld, count, epoch):
+def publish(link, board, handles, answer, states, s0, ld, count, epoch):
     """Send this rank's columns of the state at states[s0], (count, ld), on their way to all other ranks."""
     mode, rank, ranks, wide, requests, size, startall, _, _ = link
     if mode == ALONE:
@@ -70,22 +60,15 @@ def publish(link, board, flags, handles, answer, states, s0, ld, count, epoch):
     b0, k0 = (parity * ranks + rank) * count * wide, rank * wide
     for j in range(count):
         copy(states, s0 + j * ld + k0, board, b0 + j * wide, max(0, min(wide, ld - k0)))
-    if mode == WINDOW:
-        store_release(flags, rank * LINE, epoch)
-    else:
-        answer[NEXT] = 0
-        call_2(startall, (requests, handles.ctypes.data + parity * requests * size))
+    answer[NEXT] = 0
+    call_2(startall, (requests, handles.ctypes.data + parity * requests * size))
 
 
 @jit()
-def arrived(link, flags, handles, answer, epoch):
+def arrived(link, handles, answer, epoch):
     """Whether all other ranks' columns are there (and what was sent has left); does not wait."""
-    mode, rank, ranks, _, requests, size, _, test, _ = link
-    if mode == WINDOW:
-        for i in range(1, ranks):
-            if load_acquire(flags, (rank + i) % ranks * LINE) < epoch:
-                return False
-    elif mode != ALONE:
+    mode, _, _, _, requests, size, _, test, _ = link
+    if mode != ALONE:
         while answer[NEXT] < requests:
             request = handles.ctypes.data + (epoch % 2 * requests + answer[NEXT]) * size
             call_3(test, (request, answer.ctypes.data, answer.ctypes.data + 8))
@@ -96,7 +79,7 @@ def arrived(link, flags, handles, answer, epoch):
 
 
 @jit()
-def collect(link, board, flags, handles, answer, states, s0, ld, count, epoch):
+def collect(link, board, handles, answer, states, s0, ld, count, epoch):
     """Wait for the other ranks' columns of that state, and put them into states[s0]; ends what `publish` began.
 
     Spins, then yields, then naps, as atomics.wait_until does. (MPI's own wait only spins: with fewer cores than
@@ -104,7 +87,7 @@ def collect(link, board, flags, handles, answer, states, s0, ld, count, epoch):
     """
     rank, ranks, wide, spins = link[1], link[2], link[3], link[8]
     polls = 0
-    while not arrived(link, flags, handles, answer, epoch):
+    while not arrived(link, handles, answer, epoch):
         polls += 1
         if polls < spins:
             pause()
@@ -120,13 +103,13 @@ def collect(link, board, flags, handles, answer, states, s0, ld, count, epoch):
 
 
 @jit()
-def exchange_many(repeat, link, board, flags, handles, answer, state, count, epoch):
+def exchange_many(repeat, link, board, handles, answer, state, count, epoch):
     """So many exchanges of a state (count, ld) one after another: a step without its arithmetic."""
-    board, flags, state = bare(board), bare(flags), bare(state)
+    board, state = bare(board), bare(state)
     for _ in range(repeat):
         epoch += 1
-        publish(link, board, flags, handles, answer, state, 0, state.size // count, count, epoch)
-        collect(link, board, flags, handles, answer, state, 0, state.size // count, count, epoch)
+        publish(link, board, handles, answer, state, 0, state.size // count, count, epoch)
+        collect(link, board, handles, answer, state, 0, state.size // count, count, epoch)
 
 
 @jit()
@@ -155,42 +138,27 @@ class Exchange:
         self.epoch = 0  # states exchanged so far
         rank, ranks = (0, 1) if mode == ALONE else (comm.rank, comm.size)
         block = count * wide
-        self._window, self._requests = None, []
-        self.flags = np.zeros(1, np.int64)
-        if mode == WINDOW:
-            elements = 2 * ranks * block
-            self._window = MPI.Win.Allocate_shared((ranks * LINE * 8 + elements * 4) if rank == 0 else 0, 1, comm=comm)
-            memory = np.frombuffer(self._window.Shared_query(0)[0], np.uint8)
-            self.flags = memory[: ranks * LINE * 8].view(np.int64)
-            self.board = memory[ranks * LINE * 8 :].view(np.float32)
-            if rank == 0:
-                memory[:] = 0
-            comm.Barrier()
-        else:
-            self.board = np.zeros(2 * ranks * block, np.float32)
-            boards = self.board.reshape(2, ranks, block)
-            others = [(rank + i) % ranks for i in range(1, ranks)]
-            for parity in range(2) if mode != ALONE else ():
-                if mode == MESSAGES:
-                    self._requests += [comm.Recv_init(boards[parity, other], other, parity) for other in others]
-                    self._requests += [comm.Send_init(boards[parity, rank], other, parity) for other in others]
-                else:
-                    self._requests.append(comm.Allgather_init(MPI.IN_PLACE, boards[parity]))
+        self._requests: list[Any] = []
+        self.board = np.zeros(2 * ranks * block, np.float32)
+        boards = self.board.reshape(2, ranks, block)
+        others = [(rank + i) % ranks for i in range(1, ranks)]
+        for parity in range(2) if mode != ALONE else ():
+            if mode == MESSAGES:
+                self._requests += [comm.Recv_init(boards[parity, other], other, parity) for other in others]
+                self._requests += [comm.Send_init(boards[parity, rank], other, parity) for other in others]
+            else:
+                self._requests.append(comm.Allgather_init(MPI.IN_PLACE, boards[parity]))
         size = MPI._sizeof(MPI.Request)
         self.handles = handles_of(self._requests)
         self.answer = np.zeros(2 + MPI._sizeof(MPI.Status) // 4 + 1, np.int32)
         functions = address("MPI_Startall"), address("MPI_Test")
-        spins = 0 if crowded else SPINS if mode == WINDOW else SPINS // 10  # MPI's test takes ten times a flag's look
+        spins = 0 if crowded else SPINS // 10  # MPI's test takes ten times a flag's look
         self.link = (mode, rank, ranks, wide, len(self._requests) // 2, size, *functions, spins)
 
         self._freed = weakref.finalize(self, free, self._requests)  # before MPI ends, which would complain
 
     def close(self) -> None:
         self._freed()
-        if self._window is not None:
-            self.flags = self.board = None
-            self._window.Free()
-            self._window = None
 
 
 def free(requests: list[Any]) -> None:

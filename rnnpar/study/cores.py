@@ -6,25 +6,33 @@ a program that computes beside the measurement does the same. So a product that 
 one core, and then on all at once, by threads that each belong to one: that takes hardly longer where all are whole.
 
 A core may also have a half taken away by another machine of the same host: then one alone is slower than it was when
-the peaks were measured, and in a step's chain by more than in a product. Such a core is not whole either.
+the peaks were measured, and in a step's chain by more than in a product. Such a core is not whole either. And the host
+may move one core far from another: each computes as ever, and a meeting of the two takes three times as long.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import statistics
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
 
 from rnnpar import machine, peaks
 from rnnpar.kernels import probe
+from rnnpar.kernels.atomics import LINE
 from rnnpar.kernels.tile import aligned, round_up
 
 SIZE = 64  # H and rows of the product: its 16 KiB of weights stay in a first-level cache
 LONG_S = 0.5e-3  # of a try, and
 START_S = 50e-6  # as much longer for each core, since threads start one after another
 SLOW = 1.15  # one core's time over what the peaks say; undisturbed, it is within 5%
+FAR = 1.6  # the same of a meeting of two cores; undisturbed, it is within 20%
+MEETINGS = 300  # of which a time is told; 30 us
 TRIES = 3  # the best counts; a host does not give cores back for one try only
 FEWEST = 3  # samples on whole cores, of which a median can be told
 SHARED = "cores not whole"  # how a message begins that tells of samples set aside
@@ -51,9 +59,11 @@ class Cores:
         for core in sorted(os.sched_getaffinity(0))[:cores]:
             # One of its own for each core. Free ones may all wake on the core of who wakes them, and wait in line.
             self._threads.append(ThreadPoolExecutor(1, "rnnpar-core", os.sched_setaffinity, (0, {core})))
+        self._board = aligned(2 * SIZE).reshape(2, SIZE), aligned(2 * LINE)
         self._repeat = 1
         self._seconds(1)  # compiles, or takes it from the disk
-        self._usual = usual_seconds()
+        self._meeting()
+        self._usual, self._usual_meeting = usual_seconds(), usual_meeting()
         while (took := self._seconds(1)) < LONG_S + START_S * cores:
             self._repeat = max(2 * self._repeat, int(self._repeat * LONG_S / max(took, 1e-7)))
 
@@ -65,12 +75,29 @@ class Cores:
 
     def _whole_now(self) -> bool:
         one = self._seconds(1)
-        return one < SLOW * self._usual * self._repeat and self._seconds(len(self._threads)) < peaks.CROWDED * one
+        if one > SLOW * self._usual * self._repeat or self._seconds(len(self._threads)) > peaks.CROWDED * one:
+            return False
+        return self._meeting() < FAR * self._usual_meeting
 
     def _seconds(self, cores: int) -> float:
         """The longest of the times of `cores` threads that compute at once."""
         futures = [thread.submit(self._compute, rank) for rank, thread in enumerate(self._threads[:cores])]
         return max(future.result() for future in futures)
+
+    def _meeting(self) -> float:
+        """Seconds in which two cores hand each other SIZE elements; the median of three runs of MEETINGS."""
+        return statistics.median(self._meetings() for _ in range(3)) / MEETINGS
+
+    def _meetings(self) -> float:
+        """Of the two threads the one that began last has not waited for the other to begin."""
+        sync = aligned(2 * LINE, np.int64)
+        futures = [thread.submit(self._meet, rank, sync) for rank, thread in enumerate(self._threads[:2])]
+        return min(future.result() for future in futures)
+
+    def _meet(self, rank: int, sync: np.ndarray) -> float:
+        begin = time.perf_counter()
+        probe.exchange_body(rank, 2, MEETINGS, sync, 1, *self._board)
+        return time.perf_counter() - begin
 
     def _compute(self, rank: int) -> float:
         begin = time.perf_counter()
@@ -80,9 +107,20 @@ class Cores:
 
 def usual_seconds() -> float:
     """Seconds of one such product on one core, from this machine's peaks; infinity where they are not measured yet."""
-    stored = peaks.stored_in(peaks.file())
-    points = stored.get("products", {}).get("1", []) if stored.get("version") == peaks.VERSION else []
+    points = usual("products").get("1", [])
     return next((seconds for H, rows, seconds in points if H == rows == SIZE), math.inf)
+
+
+def usual_meeting() -> float:
+    """The same of two cores that hand each other SIZE elements."""
+    a_meeting, an_element = usual("exchange").get("2", (math.inf, 0.0))
+    return a_meeting + an_element * SIZE
+
+
+def usual(kind: str) -> dict[str, Any]:
+    """What this machine's peaks say of a kind; empty where they are not measured yet."""
+    stored = peaks.stored_in(peaks.file())
+    return stored.get(kind, {}) if stored.get("version") == peaks.VERSION else {}
 
 
 def count(seconds: Sequence[float], aside: Sequence[float]) -> tuple[list[float], str]:

@@ -98,19 +98,44 @@ def probe() -> None:
     for kind in KINDS:
         points = []
         for H in WIDE:
-            wide = -(-H // ranks)
-            exchange = messages.Exchange(comm, MODES[kind], 1, wide, place.crowded)
-            state = np.zeros(H, np.float32)
-
-            def call(n: int, e: Any = exchange, s: np.ndarray = state) -> None:
-                messages.exchange_many(n, e.link, e.board, e.flags, e.handles, e.answer, s, 1, e.epoch)
-                e.epoch += n
-
+            call, close = in_window(place, H) if kind == "window" else by_messages(place, MODES[kind], H)
             points.append((H, seconds_of(call)))
-            exchange.close()
+            close()
         found["exchange"][kind] = points
     if rank == 0:
         print(json.dumps(found), flush=True)
+
+
+def by_messages(place: Any, mode: int, H: int) -> tuple[Callable[[int], None], Callable[[], None]]:
+    """What exchanges a state of H elements so many times by messages, and what ends it."""
+    from rnnpar.kernels.messages import Exchange, exchange_many
+
+    exchange = Exchange(place.comm, mode, 1, -(-H // place.size), place.crowded)
+    state = np.zeros(H, np.float32)
+
+    def call(n: int) -> None:
+        exchange_many(n, exchange.link, exchange.board, exchange.handles, exchange.answer, state, 1, exchange.epoch)
+        exchange.epoch += n
+
+    return call, exchange.close
+
+
+def in_window(place: Any, H: int) -> tuple[Callable[[int], None], Callable[[], None]]:
+    """The same in memory that the ranks share: each writes its part there, says so by a flag, and reads the others'."""
+    from rnnpar.backends.mpi import Window
+    from rnnpar.kernels.atomics import LINE
+    from rnnpar.kernels.probe import exchange_body
+
+    window = Window(place, 2 * H, lines=place.size)
+    sync, boards = window.flags, window.memory.reshape(2, H)
+    seen, epoch = np.zeros(place.size * LINE, np.float32), 1
+
+    def call(n: int) -> None:
+        nonlocal epoch
+        exchange_body(place.rank, place.size, n, sync, epoch, boards, seen)
+        epoch += n
+
+    return call, window.free
 
 
 def run_probe(ranks: int) -> dict[str, Any]:

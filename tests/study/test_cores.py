@@ -11,7 +11,7 @@ import pytest
 
 from rnnpar import machine, peaks
 from rnnpar.study import in_time, measure, peers, store, tell
-from rnnpar.study.cores import FEW, SHARED, SIZE, Cores, count, usual_seconds
+from rnnpar.study.cores import FEW, SHARED, SIZE, Cores, count, usual_meeting, usual_seconds
 from rnnpar.study.measure import Point
 
 POINT = Point("random", H=8, I=4, O=6, T=5, B=2)
@@ -38,39 +38,48 @@ def test_each_thread_computes_on_a_core_of_its_own(two):
     where = [thread.submit(allowed, 0).result() for thread in found._threads]
     assert where == [{core} for core in os.sched_getaffinity(0)]
     assert found._seconds(1) > 0
+    assert found._meeting() > 0
     assert isinstance(found.whole(), bool)
 
 
 @pytest.mark.parametrize(
-    ("alone", "together", "whole"),
+    ("alone", "together", "meetings", "whole"),
     [
-        ([1.0], [1.1], True),
-        ([1.0] * 3, [2.0] * 3, False),
-        ([1.0] * 3, [2.0, 2.0, 1.2], True),
-        ([1.3] * 3, [], False),  # slower than usual, and so no matter how all together are
-        ([1.3, 1.1], [1.2], True),
+        ([1.0], [1.1], [0.1], True),
+        ([1.0] * 3, [2.0] * 3, [], False),
+        ([1.0] * 3, [2.0, 2.0, 1.2], [0.1], True),
+        ([1.3] * 3, [], [], False),  # slower than usual, and so no matter how all together are
+        ([1.3, 1.1], [1.2], [0.1], True),
+        ([1.0] * 3, [1.1] * 3, [0.3] * 3, False),  # far apart
+        ([1.0] * 2, [1.1] * 2, [0.3, 0.1], True),
     ],
 )
-def test_the_best_of_three_tries_counts(two, monkeypatch, alone, together, whole):
+def test_the_best_of_three_tries_counts(two, monkeypatch, alone, together, meetings, whole):
     found = Cores()
-    found._usual, found._repeat = 0.5, 2
+    found._usual, found._repeat, found._usual_meeting = 0.5, 2, 0.1
     monkeypatch.setattr(found, "_seconds", lambda cores: (alone if cores == 1 else together).pop(0))
+    monkeypatch.setattr(found, "_meeting", lambda: meetings.pop(0))
     assert found.whole() is whole
-    assert alone == together == []
+    assert alone == together == meetings == []
 
 
 def test_what_is_usual_is_what_the_peaks_say(tmp_path, monkeypatch):
     file = tmp_path / "peaks.json"
     monkeypatch.setattr(peaks, "file", lambda: file)
-    assert usual_seconds() == np.inf
+    assert usual_seconds() == usual_meeting() == np.inf
     points = [[SIZE, 1, 1e-7], [SIZE, SIZE, 2e-6], [2 * SIZE, SIZE, 8e-6]]
-    found = {"version": peaks.VERSION, "products": {"1": points, "2": [[SIZE, SIZE, 3e-6]]}}
+    found = {
+        "version": peaks.VERSION,
+        "products": {"1": points, "2": [[SIZE, SIZE, 3e-6]]},
+        "exchange": {"2": [1e-7, 1e-9]},
+    }
     file.write_text(json.dumps(found))
     assert usual_seconds() == 2e-6
+    assert usual_meeting() == pytest.approx(1e-7 + SIZE * 1e-9)
     file.write_text(json.dumps(found | {"version": peaks.VERSION - 1}))  # they are about to be measured anew
-    assert usual_seconds() == np.inf
-    file.write_text(json.dumps({"version": peaks.VERSION}))  # a file that says nothing of products says nothing here
-    assert usual_seconds() == np.inf
+    assert usual_seconds() == usual_meeting() == np.inf
+    file.write_text(json.dumps({"version": peaks.VERSION}))  # one that says nothing of them
+    assert usual_seconds() == usual_meeting() == np.inf
 
 
 @pytest.mark.parametrize("what", ["one core", "halves by name"])
