@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from rnnpar.study import peers
+from rnnpar.study import peers, store
 
 
 def frame(**us: dict[str, list[float]]) -> pd.DataFrame:
@@ -55,3 +55,30 @@ def test_closing_names_the_geometric_mean_and_the_worst_shape():
 def test_bad_arguments_are_refused_before_any_work(arguments, words, capsys):
     assert peers.main(["--no-store", *arguments]) == 1
     assert words in capsys.readouterr().err
+
+
+def test_only_disturbed_shapes_are_measured_again(monkeypatch, capsys):
+    """Whether others were busy decides, or the cores: never the times."""
+    busy = iter([0, 50, 0, 0, 50, 0])  # of three shapes, then of those due, and so on
+    whole = {peers.GRID[0]: 1}  # a shape whose cores are not whole the first time
+    measured = []
+
+    def compare(point, methods, *_):
+        measured.append(point)
+        said = f"cores not whole: 9 {peers.FEW}" if whole.pop(point, 0) else ""
+        sizes = {key: value for key, value in vars(point).items() if key != "workload"}
+        shared = dict(workload=point.workload, **sizes, threads=1, samples=2, error=0.0, status="ok",
+                      message=said, source="", revision="", date="")  # fmt: skip
+        return [
+            store.Row(point=f"{point} {method}", method=method, sample=i, kind=kind, seconds=1.0 + len(measured), **shared)
+            for method in methods for i, kind in enumerate(("compile", "steady"))
+        ]  # fmt: skip
+
+    monkeypatch.setattr(peers, "GRID", peers.GRID[:3])
+    monkeypatch.setattr(peers, "compare", compare)
+    monkeypatch.setattr(peers.psutil, "cpu_percent", lambda _: next(busy))
+    assert peers.main(["--no-store", "--peers", "serial/naive", "--methods", "serial/compiled"]) == 0
+    one, two, three = peers.GRID
+    assert measured == [one, two, three, one, two, two]
+    assert next(busy, None) is None
+    assert "disturbed, and measured again: 2 of 3 shapes" in capsys.readouterr().out
