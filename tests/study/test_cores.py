@@ -50,23 +50,32 @@ def test_each_thread_computes_on_a_core_of_its_own(two):
         ([1.0] * 3, [2.0, 2.0, 1.2], [0.1], True),
         ([1.3] * 3, [], [], False),  # slower than usual, and so no matter how all together are
         ([1.3, 1.1], [1.2], [0.1], True),
+        ([1.0] * 3, [1.4] * 3, [], False),  # one of them is, though not by half
         ([1.0] * 3, [1.1] * 3, [0.3] * 3, False),  # far apart
         ([1.0] * 2, [1.1] * 2, [0.3, 0.1], True),
     ],
 )
 def test_the_best_of_three_tries_counts(two, monkeypatch, alone, together, meetings, whole):
     found = Cores()
-    found._usual, found._repeat, found._usual_meeting = 0.5, 2, 0.1
+    found._usual, found._repeat, found._usual_meeting = {1: 0.5, 2: 0.6}, 2, 0.1
     monkeypatch.setattr(found, "_seconds", lambda cores: (alone if cores == 1 else together).pop(0))
     monkeypatch.setattr(found, "_meeting", lambda: meetings.pop(0))
     assert found.whole() is whole
     assert alone == together == meetings == []
 
 
+def test_cores_far_apart_are_whole_to_who_does_not_mind(two, monkeypatch):
+    found = Cores()
+    monkeypatch.setattr(found, "_whole_now", lambda: True)
+    monkeypatch.setattr(found, "_near_now", lambda: False)
+    assert found.whole(near=False)
+    assert not found.whole()
+
+
 def test_what_is_usual_is_what_the_peaks_say(tmp_path, monkeypatch):
     file = tmp_path / "peaks.json"
     monkeypatch.setattr(peaks, "file", lambda: file)
-    assert usual_seconds() == usual_meeting() == np.inf
+    assert usual_seconds(1) == usual_meeting() == np.inf
     points = [[SIZE, 1, 1e-7], [SIZE, SIZE, 2e-6], [2 * SIZE, SIZE, 8e-6]]
     found = {
         "version": peaks.VERSION,
@@ -74,12 +83,12 @@ def test_what_is_usual_is_what_the_peaks_say(tmp_path, monkeypatch):
         "exchange": {"2": [1e-7, 1e-9]},
     }
     file.write_text(json.dumps(found))
-    assert usual_seconds() == 2e-6
+    assert [usual_seconds(n) for n in (1, 2, 3)] == [2e-6, 3e-6, np.inf]
     assert usual_meeting() == pytest.approx(1e-7 + SIZE * 1e-9)
     file.write_text(json.dumps(found | {"version": peaks.VERSION - 1}))  # they are about to be measured anew
-    assert usual_seconds() == usual_meeting() == np.inf
+    assert usual_seconds(1) == usual_meeting() == np.inf
     file.write_text(json.dumps({"version": peaks.VERSION}))  # one that says nothing of them
-    assert usual_seconds() == usual_meeting() == np.inf
+    assert usual_seconds(1) == usual_meeting() == np.inf
 
 
 @pytest.mark.parametrize("what", ["one core", "halves by name"])
