@@ -31,7 +31,8 @@ from rnnpar.kernels.tile import aligned, round_up
 SIZE = 64  # H and rows of the product: its 16 KiB of weights stay in a first-level cache
 LONG_S = 0.5e-3  # of a try, and
 START_S = 50e-6  # as much longer for each core, since threads start one after another
-SLOW = 1.15  # the time of one core, or of all at once, over what the peaks say; undisturbed, it is within 5%
+SLOW = 1.15  # one core's time over what the peaks say; undisturbed, it is within 5%
+SLOWEST = 1.25  # the same of the slowest of all at once; undisturbed, it is within 15%
 FAR = 1.6  # the same of a meeting of two cores; undisturbed, it is within 20%
 MEETINGS = 300  # of which a time is told; 30 us
 TRIES = 3  # the best counts; a host does not give cores back for one try only
@@ -83,10 +84,11 @@ class Cores:
         return self._meeting() < FAR * self._usual_meeting
 
     def _whole_now(self) -> bool:
-        one, most = (SLOW * self._usual[count] * self._repeat for count in sorted(self._usual))
-        if (alone := self._seconds(1)) > one:
+        cores = len(self._threads)
+        one = self._seconds(1)
+        if one > SLOW * self._usual[1] * self._repeat:
             return False
-        return self._seconds(len(self._threads)) < min(most, peaks.CROWDED * alone)
+        return self._seconds(cores) < min(SLOWEST * self._usual[cores] * self._repeat, peaks.CROWDED * one)
 
     def _seconds(self, cores: int) -> float:
         """The longest of the times of `cores` threads that compute at once."""

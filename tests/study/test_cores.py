@@ -50,7 +50,7 @@ def test_each_thread_computes_on_a_core_of_its_own(two):
         ([1.0] * 3, [2.0, 2.0, 1.2], [0.1], True),
         ([1.3] * 3, [], [], False),  # slower than usual, and so no matter how all together are
         ([1.3, 1.1], [1.2], [0.1], True),
-        ([1.0] * 3, [1.4] * 3, [], False),  # one of them is, though not by half
+        ([1.1] * 3, [1.6] * 3, [], False),  # one of them is, though not by half
         ([1.0] * 3, [1.1] * 3, [0.3] * 3, False),  # far apart
         ([1.0] * 2, [1.1] * 2, [0.3, 0.1], True),
     ],
