@@ -70,15 +70,14 @@ class Cores:
         while (took := self._seconds(1)) < LONG_S + START_S * cores:
             self._repeat = max(2 * self._repeat, int(self._repeat * LONG_S / max(took, 1e-7)))
 
-    def whole(self, near: bool = True) -> bool:
-        """Whether all cores at once take about as long as one alone, and that what it always does; 1 to 6 ms.
+    def whole(self) -> bool:
+        """Whether all cores at once take about as long as one alone, that what it always does, and are as near as ever.
 
-        `near`: whether they are also to be as near to each other as ever. Who compares methods with each other does
-        not mind; who compares them with the peaks does.
+        1 to 6 ms.
         """
         if not self.known:
             return True
-        return any(self._whole_now() and (not near or self._near_now()) for _ in range(TRIES))
+        return any(self._whole_now() and self._near_now() for _ in range(TRIES))
 
     def _near_now(self) -> bool:
         return self._meeting() < FAR * self._usual_meeting

@@ -214,9 +214,9 @@ def compare(
             for index in rng.permutation(len(contenders)):
                 if contenders[index].status == "ok":
                     time.sleep(PAUSE_S)
-                    whole &= measure.cores().whole(near=False)
+                    whole &= measure.cores().whole()
                     contenders[index].sample(problem)
-            whole &= measure.cores().whole(near=False)
+            whole &= measure.cores().whole()
             whole_rounds += whole
             if not whole:
                 for contender in contenders:

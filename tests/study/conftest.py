@@ -15,7 +15,7 @@ def cores(monkeypatch):
     answers: list[bool] = []
     fake = SimpleNamespace(answers=answers, asked=0)
 
-    def whole(near=True):
+    def whole():
         fake.asked += 1
         return answers.pop(0) if answers else True
 

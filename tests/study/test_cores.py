@@ -64,14 +64,6 @@ def test_the_best_of_three_tries_counts(two, monkeypatch, alone, together, meeti
     assert alone == together == meetings == []
 
 
-def test_cores_far_apart_are_whole_to_who_does_not_mind(two, monkeypatch):
-    found = Cores()
-    monkeypatch.setattr(found, "_whole_now", lambda: True)
-    monkeypatch.setattr(found, "_near_now", lambda: False)
-    assert found.whole(near=False)
-    assert not found.whole()
-
-
 def test_what_is_usual_is_what_the_peaks_say(tmp_path, monkeypatch):
     file = tmp_path / "peaks.json"
     monkeypatch.setattr(peaks, "file", lambda: file)

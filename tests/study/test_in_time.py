@@ -31,7 +31,7 @@ def frame(tmp_path_factory):
         for name in ("models", "text"):
             (folder / name).symlink_to(real / name)
         patch.setenv("RNNPAR_DATA", str(folder))
-        patch.setattr(measure, "cores", lambda: SimpleNamespace(whole=lambda near=True: True))
+        patch.setattr(measure, "cores", lambda: SimpleNamespace(whole=lambda: True))
         for point, methods in todo:
             store.append(in_time.measure_case(point, methods, 2, np.random.default_rng(0)), in_time.EXPERIMENT)
         store.append(in_time.measure_scans(2, T=400), in_time.EXPERIMENT)
