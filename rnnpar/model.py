@@ -8,7 +8,7 @@ threads. Nothing is fitted to the forward passes that it predicts.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -25,6 +25,7 @@ AUTO = (
     "threads/wavefront",
 )  # what "auto" chooses among, the simplest first
 TIE = 1.02  # as near the model cannot tell them apart
+SLOTS = 3  # chunks that a layer of `wavefront` keeps, as in backends/threads.py
 
 
 class Surface:
@@ -186,18 +187,37 @@ def _timestep(model: Model, work: Work, threads: int) -> float:
 
 
 def _wavefront(model: Model, work: Work, threads: int) -> float:
-    """The longest recurrence, or all the work dealt out over the threads; before it, the first chunk's way up."""
+    """Tasks in the order in which their tickets are drawn, each by the thread that is free first: played through."""
     T, B, H = work.T, work.B, work.H
     chunk = min(T, max(math.ceil(16 / B), T // 16))  # as threads.wavefront chooses it
-    chunks = math.ceil(T / chunk)
     handed_over = model.meet(threads, chunk * B * H)  # from stage to stage
-    ahead = sum(model.product(chunk * B, H, I, threads) for I in work.inputs()) + work.layers * handed_over
-    recurrence = chunk * model.step(B, H, H, threads) + handed_over
-    behind = model.output(chunk * B, work, threads) + handed_over
-    way_up = ahead + (work.layers - 1) * recurrence + behind
-    all_work = chunks * (ahead + work.layers * recurrence + behind)
-    busiest = max(chunks * recurrence + way_up, all_work / threads)
-    return model.launch(threads) + busiest + model.fresh(work) / threads
+    costs: list[float] = []
+    for I in work.inputs():
+        costs += [model.product(chunk * B, H, I, threads), chunk * model.step(B, H, H, threads)]
+    costs.append(model.output(chunk * B, work, threads))
+    played = play([cost + handed_over for cost in costs], math.ceil(T / chunk), threads)
+    return model.launch(threads) + played + model.fresh(work) / threads
+
+
+def play(costs: Sequence[float], chunks: int, threads: int) -> float:
+    """Seconds of a pipeline of stages, of so many seconds a chunk each, as threads.wavefront_body takes its tasks.
+
+    A thread that drew a task waits for what it needs, even if a later task could begin at once.
+    """
+    stages, done, free = len(costs), {}, [0.0] * threads
+    for wave in range(2 * chunks + stages):
+        for stage in range(wave % 2, stages, 2):
+            c = (wave - stage) // 2
+            if not 0 <= c < chunks:
+                continue
+            needs = [(stage - 1, c)]
+            if stage % 2:
+                needs += [(stage, c - 1)]
+            elif stage < stages - 1:  # the place that it writes to must have been read
+                needs += [(stage + 1, c - SLOTS + 1), (stage + 2, c - SLOTS)]
+            begin = max(min(free), *(done.get(task, 0.0) for task in needs))
+            free[free.index(min(free))] = done[stage, c] = begin + costs[stage]
+    return max(free)
 
 
 # --- parallel in time: a window of steps at once, several times over --------------------------------------------------

@@ -7,6 +7,7 @@ import pytest
 
 import rnnpar
 from rnnpar import machine, model, peaks
+from rnnpar.backends import threads as in_threads
 from rnnpar.model import Model, Surface
 from rnnpar.work import Work
 from tests.conftest import assert_matches_oracle, random_input
@@ -190,3 +191,21 @@ def test_windows_stay_in_the_caches_where_they_can(monkeypatch):
     assert model.best_window("in_time/jacobi", work, 2, model.windows(work.T)) == 4096
     assert model.best_window("in_time/jacobi", work, 2, [65536]) == 65536
     assert model.best_window("in_time/jacobi", work, 2, [65536, 32768]) == 32768
+
+
+@pytest.mark.parametrize(
+    ("costs", "chunks", "threads", "seconds"),
+    [
+        ([8, 1, 1], 4, 1, 40),  # all there is to do
+        ([8, 1, 1], 1, 2, 10),  # one chunk goes from stage to stage
+        ([8, 1, 1], 4, 2, 34),  # the second thread has drawn a stage that waits for the first's, again and again
+        ([1, 10, 0], 5, 8, 51),  # the recurrence waits for itself
+        ([1, 1, 10], 6, 2, 37),  # two threads at the output, once the first chunk is there
+    ],
+)
+def test_the_wavefront_is_played_through(costs, chunks, threads, seconds):
+    assert model.play(costs, chunks, threads) == seconds
+
+
+def test_a_layer_keeps_as_many_chunks_as_the_method():
+    assert model.SLOTS == in_threads.SLOTS
