@@ -141,6 +141,14 @@ def test_verdicts_say_what_the_data_says(measured):
     assert "It failed" in ranks.verdict(slow, "rows").data
 
 
+@pytest.mark.parametrize("ranks_", [2, 4])
+def test_an_allgather_in_a_window_takes_what_its_exchange_takes(ranks_):
+    found = {"exchange": {str(ranks_): {"window": [(64, 1e-7), (8192, 2e-6)]}}}
+    link = ranks.window_link(found, ranks_)
+    for H, seconds in found["exchange"][str(ranks_)]["window"]:
+        assert model_ranks.allgather(link, ranks_, 4 * H) == pytest.approx(seconds)
+
+
 def test_the_link_is_alpha_and_beta():
     found = ranks.link(MESSAGES)
     assert found.alpha == pytest.approx(1e-6)
