@@ -33,9 +33,13 @@ PACKAGES = ("numpy", "numba", "llvmlite", "threadpoolctl", "papermill", "torch",
 
 
 @cache
-def cores_allowed() -> int:
-    """How many cores this process may use: its affinity mask, and the quota of its control group if there is one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def cores_allowed(masked: int | None = None) -> int:
+    """How many cores this process may use: its affinity mask, and the quota of its control group if there is one.
+
+    `masked`: the cores in the masks of several processes of the group, where all of them together are meant.
+    """
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = own if masked is None else masked
     quota = _cgroup_quota()
     return max(1, min(cores, int(quota))) if quota else cores
 

@@ -49,6 +49,7 @@ from rnnpar.registry import Unavailable
 Forward = Callable[[np.ndarray, np.ndarray], tuple[Any, Any]]
 OUTPUT, CHUNK, STATE = 10, 11, 12  # tags; a state's exchange has 0 and 1, and layer l's last state STATE + l
 ACTS = ("prepare", "run", "close", "leave")
+MOST_CORES = 8192  # of one machine
 WORDS = 64  # where the words begin in what a rank tells the others
 MODES = {"messages": MESSAGES, "allgather": ALLGATHER}
 
@@ -219,9 +220,14 @@ class Ranks:
         self.near = node.size  # ranks on this machine
         self.one_machine = node.size == comm.size
         self.link = model_ranks.NEAR if self.one_machine else model_ranks.FAR
-        self.crowded = node.size > machine.cores_allowed()  # they have to take turns
+        self.cores = cores_of(node)
+        self.crowded = self.take_turns()
         self.broken = False  # one has left the program: nothing can be done together any more
         node.Free()
+
+    def take_turns(self, threads: int = 1) -> bool:
+        """Whether this machine has fewer cores for its ranks than they have threads."""
+        return self.near * threads > self.cores
 
     def meet(self) -> None:
         """Wait for all ranks, without keeping a core from them."""
@@ -249,6 +255,18 @@ class Ranks:
             self.tell("leave", b"", "come to the end of its program")
 
 
+def cores_of(node: Any) -> int:
+    """How many cores the ranks of one machine may use, all together: mpiexec may have bound each to some of its own."""
+    from mpi4py import MPI
+
+    if not hasattr(os, "sched_getaffinity"):
+        return machine.cores_allowed()
+    masks = np.zeros(MOST_CORES, np.uint8)
+    masks[sorted(os.sched_getaffinity(0))] = 1
+    node.Allreduce(MPI.IN_PLACE, masks, MPI.MAX)
+    return machine.cores_allowed(int(masks.sum()))
+
+
 def patiently(request: Any, crowded: bool = False) -> None:
     """Wait for an mpi4py request: spin, then yield, then nap. MPI's own wait spins for ever."""
     for _ in range(1 if crowded else 200):
@@ -265,10 +283,11 @@ def patiently(request: Any, crowded: bool = False) -> None:
 class Window:
     """`elements` float32 that all ranks of one machine have mapped, and before them `lines` of flags, zeros.
 
-    A line is as atomics.barrier takes it. Making and freeing a window is collective.
+    A line is as atomics.barrier takes it; `crowded`: who waits offers its core at once.
+    Making and freeing a window is collective.
     """
 
-    def __init__(self, ranks: Ranks, elements: int, lines: int = 0):
+    def __init__(self, ranks: Ranks, elements: int, lines: int = 0, crowded: bool = False):
         from mpi4py import MPI
 
         space = 2 * lines * LINE  # an int64 is as long as two float32
@@ -279,7 +298,7 @@ class Window:
         if lines:
             if ranks.rank == 0:
                 self.flags[:] = 0
-                self.flags[SKIP::LINE] = SPINS if ranks.crowded else 0
+                self.flags[SKIP::LINE] = SPINS if crowded else 0
             ranks.meet()
 
     def free(self) -> None:
@@ -461,7 +480,7 @@ class RowsInWindow(Strategy):
         elements = states + copies * block
         if self._window is None or self._window.memory.size < elements:
             self.close()
-            self._window = Window(self.ranks, elements, lines=2 * self.all)
+            self._window = Window(self.ranks, elements, 2 * self.all, self.ranks.take_turns(self.threads))
         self.sync = self._window.flags.reshape(2, -1)
         self.states = self._window.memory[:states]
         self.logits = self._window.memory[states:elements].reshape(copies, block)
@@ -503,7 +522,8 @@ class Rows(Chunked):
             self._buffers(T, B)
             if self._exchange is None or self._shape[1] != B:
                 self.close()
-                self._exchange = Exchange(ranks.comm, MODES[self.exchange], B, self.wide, ranks.crowded)
+                crowded = ranks.take_turns(self.threads)
+                self._exchange = Exchange(ranks.comm, MODES[self.exchange], B, self.wide, crowded)
             self._shape = (T, B)
             self._own_y = np.empty((2, self.chunk * B * O) if ranks.rank else 0, np.float32)
             self.info["chunk"] = self.chunk
@@ -653,7 +673,7 @@ def on_ranks(name: str, net: RNN, ranks: int | None, threads: int, exchange: str
         )
     from rnnpar.backends.mpi_start import Started
 
-    warn_of_cores(ranks, threads)
+    warn_of_cores(ranks, threads, machine.cores_allowed())
     return Started(name, net, ranks, threads, exchange, options)
 
 
@@ -676,12 +696,11 @@ def check_options(name: str, ranks: Any, threads: Any, exchange: str, options: d
         )
 
 
-def warn_of_cores(ranks: int, threads: int) -> None:
-    cores = machine.cores_allowed()
+def warn_of_cores(ranks: int, threads: int, cores: int) -> None:
     if ranks * threads > cores:
         warnings.warn(
-            f"{ranks} ranks x {threads} threads, but this process may use {cores} cores: the result is right, the "
-            "time is not", UserWarning, stacklevel=5,
+            f"{ranks} ranks x {threads} threads, but they may use {cores} cores: the result is right, the time is not",
+            UserWarning, stacklevel=5,
         )  # fmt: skip
 
 
@@ -742,7 +761,7 @@ class Member:
             wrong = f"{name} needs two ranks at least, and this job has one: mpiexec -n 2 (or ranks=1, if one is meant)"
         self._compare("prepare", wrong, digest(name, net, threads, exchange, options), f"{name} on {net!r}")
         if self.root:
-            warn_of_cores(self.place.near, threads)
+            warn_of_cores(self.place.near, threads, self.place.cores)
         self.strategy = STRATEGIES[name](self.place, net, threads, exchange, **options)
         self.info = self.strategy.info
         self._result: Window | None = None

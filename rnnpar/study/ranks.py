@@ -127,7 +127,7 @@ def in_window(place: Any, H: int) -> tuple[Callable[[int], None], Callable[[], N
     from rnnpar.kernels.atomics import LINE
     from rnnpar.kernels.probe import exchange_body
 
-    window = Window(place, 2 * H, lines=place.size)
+    window = Window(place, 2 * H, place.size, place.crowded)
     sync, boards = window.flags, window.memory.reshape(2, H)
     seen, epoch = np.zeros(place.size * LINE, np.float32), 1
 

@@ -185,6 +185,27 @@ def single(rank: int, ranks: int) -> None:
             print(error)
 
 
+def bound(rank: int, ranks: int) -> None:
+    """Each rank on a core of its own; then both on the same."""
+    from mpi4py import MPI
+
+    from rnnpar.backends.mpi import Ranks
+
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[rank]})
+    place = Ranks(MPI.COMM_WORLD)
+    print(f"{place.cores} cores, in turns: {place.crowded}, with 2 threads each: {place.take_turns(2)}", flush=True)
+    warnings.resetwarnings()
+    x = random_input(NET, 4, 2)
+    with rnnpar.prepare(NET, "mpi/rows", threads=2) as run:
+        y, _ = run(x)
+    if rank == 0:
+        assert relative_error(y, rnnpar.reference(NET, x)[0]) < BOUND
+    os.sched_setaffinity(0, {cores[0]})
+    place = Ranks(MPI.COMM_WORLD)
+    print(f"{place.cores} cores, in turns: {place.crowded}", flush=True)
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "unprepared":  # it must not be this file that begins MPI
         unprepared(int(os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK", 0))), 2)

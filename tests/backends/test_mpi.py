@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 import rnnpar
-from rnnpar import registry
+from rnnpar import machine, registry
 from rnnpar.backends import mpi_start
 from rnnpar.runner import Runner
 from tests.conftest import assert_matches_oracle, random_input
@@ -100,6 +100,15 @@ def test_one_rank_where_two_are_needed():
     assert status == 0, said
     assert "mpi/rows needs two ranks at least, and this job has one: mpiexec -n 2" in said
     assert "ranks is 3, but mpiexec started 1" in said
+
+
+@pytest.mark.skipif(machine.cores_allowed() < 2, reason="two cores to bind two ranks to")
+def test_ranks_that_are_bound_to_a_core_each_are_not_crowded():
+    status, said, _ = job("bound", 2, timeout=60)
+    assert status == 0, said
+    assert said.count("2 cores, in turns: False, with 2 threads each: True") == 2
+    assert said.count("1 cores, in turns: True") == 2
+    assert "2 ranks x 2 threads, but they may use 2 cores" in said
 
 
 # --- Started from here -------------------------------------------------------------------------------------------
@@ -263,8 +272,8 @@ def test_bad_options_are_refused_before_anything_starts(method, options, error, 
 def test_more_ranks_than_cores_warn():
     from rnnpar.backends.mpi import warn_of_cores
 
-    with pytest.warns(UserWarning, match="1000 ranks x 2 threads, but this process may use"):
-        warn_of_cores(1000, 2)
+    with pytest.warns(UserWarning, match="1000 ranks x 2 threads, but they may use 8 cores"):
+        warn_of_cores(1000, 2, 8)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warn_of_cores(1, 1)
+        warn_of_cores(2, 4, 8)
