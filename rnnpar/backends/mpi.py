@@ -476,7 +476,7 @@ class RowsInWindow(Strategy):
     def _share(self, plan: Plan) -> None:
         """Put what all ranks read and write into a window: flags, states and logits."""
         self.plan = plan
-        states, (copies, block) = plan.states().size, plan.logits(self.all).shape
+        states, (copies, block) = plan.states().size, plan.logits(self.all).shape  # no page of these is ever touched
         elements = states + copies * block
         if self._window is None or self._window.memory.size < elements:
             self.close()

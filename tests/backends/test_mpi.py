@@ -153,6 +153,13 @@ def test_ranks_are_started_kept_and_ended():
         run(random_input(NET, 5, 1))
 
 
+def test_overlap_asks_for_messages():
+    net = rnnpar.RNN.random(3, 97, 5)
+    with rnnpar.prepare(net, "mpi/rows", ranks=2, overlap=2) as run:
+        assert_matches_oracle(run, random_input(net, 9, 2), np.full((1, 2, 97), 0.25, np.float32))
+        assert (run.info["exchange"], run.info["overlap"]) == ("messages", 2)
+
+
 def test_a_rank_that_is_killed_ends_all_and_says_so():
     with rnnpar.prepare(NET, "mpi/pipeline", ranks=2) as run:
         pids = run.info["pids"]
@@ -262,6 +269,12 @@ def test_no_mpi(monkeypatch):
         ("mpi/rows", {"ranks": 2, "exchange": "pigeon"}, ValueError, "pigeon.*allgather"),
         ("mpi/pipeline", {"ranks": 2, "chunk": -1}, ValueError, "chunk is -1"),
         ("mpi/batch", {"ranks": 2, "chunk": 1}, TypeError, "takes no option chunk"),
+        (
+            "mpi/rows",
+            {"ranks": 2, "exchange": "window", "overlap": 1},
+            ValueError,
+            "an option of messages, but exchange",
+        ),
     ],
 )
 def test_bad_options_are_refused_before_anything_starts(method, options, error, words):
