@@ -44,11 +44,13 @@ def check(name: str, array: Any, shape: str, device: int) -> tuple[int, ...]:
         raise TypeError(f"{name} has dtype {dtype}; it must be float32, as {name}.astype('float32') makes it")
     if interface.get("mask") is not None:
         raise TypeError(f"{name} is a masked device array; it must be a plain one of shape {shape}")
-    wanted = np.cumprod([dtype.itemsize, *found[:0:-1]])[::-1].tolist() if found else []
     strides = interface.get("strides")
     if strides is not None and 0 not in found:
-        wrong = [n for n, stride, right in zip(found, strides, wanted, strict=True) if n > 1 and stride != right]
-        if wrong:
+        right, gaps = dtype.itemsize, False
+        for n, stride in zip(reversed(found), reversed(strides), strict=True):
+            gaps |= n > 1 and stride != right
+            right *= n
+        if gaps:
             raise ValueError(
                 f"{name} has strides {tuple(strides)} at shape {found}; a device array must be C-contiguous, since it "
                 f"is not copied: cupy.ascontiguousarray({name}), or {name}.contiguous() in PyTorch, makes it so"

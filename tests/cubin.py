@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
-FLOATS, INTS, WORDS, INT = "float32[::1]", "int32[::1]", "uint64[::1]", "int64"
+FLOATS, INTS, INT = "float32[::1]", "int32[::1]", "int64"
 
 
 @dataclass(frozen=True)

@@ -245,16 +245,20 @@ def block(net: RNN, dtype: str = "float32", products: str = "auto", device: int 
     """
     gpu = open_gpu(device)
     plan_block(gpu.device, net.hidden_size, 1, dtype)  # refuses before any work
-    weights: list[Any] = []
+
+    @cache
+    def planned(B: int) -> tuple[BlockPlan, Any]:
+        plan = plan_block(gpu.device, net.hidden_size, B, dtype)
+        return plan, block_kernel(replace(plan, blocks=0))  # their number is no part of the code
+
+    @cache
+    def weights(rows: int, columns: int) -> list[Any]:
+        return [gpu.send(weights_of(layer.W, rows, columns, dtype)) for layer in net.layers]
 
     def recur(l: int, states: Any, T: int, B: int) -> None:
-        plan = plan_block(gpu.device, net.hidden_size, B, dtype)
-        if not weights:
-            rows = plan.warps * (plan.rows + plan.extra)
-            weights.extend(gpu.send(weights_of(layer.W, rows, plan.Hp, dtype)) for layer in net.layers)
-        kernel = block_kernel(replace(plan, blocks=0))  # their number is no part of the code
-        Hs = round_up(plan.H, FOUR)
-        gpu.launch(kernel, plan.blocks, plan.threads, weights[l], states, T, B, Hs, shared=plan.shared)
+        plan, kernel = planned(B)
+        W, Hs = weights(plan.warps * (plan.rows + plan.extra), plan.Hp)[l], round_up(plan.H, FOUR)
+        gpu.launch(kernel, plan.blocks, plan.threads, W, states, T, B, Hs, shared=plan.shared)
         forward.info["plan"] = plan
 
     forward = Pass(net, gpu, recur, products)
@@ -268,12 +272,13 @@ def block(net: RNN, dtype: str = "float32", products: str = "auto", device: int 
 
 @cuda.jit(device=True)
 def wait_flags(sync, base, team, n, blocks, t):
-    """One warp looks at all flags of the team, a lane at one and each 32nd behind it."""
-    if cuda.threadIdx.x < WARP:
-        for i in range(cuda.threadIdx.x, blocks, WARP):
-            while ptx.ld_acquire(sync, team * blocks + i) - (base + t) < 0:
-                pass
-    cuda.syncthreads()  # all of the block may read what the warp has seen
+    """Each thread looks at one of the team's flags: all the looks are under way together."""
+    i = cuda.threadIdx.x
+    while i < blocks:
+        while ptx.ld_acquire(sync, team * blocks + i) - (base + t) < 0:
+            pass
+        i += cuda.blockDim.x
+    cuda.syncthreads()  # all of the block may read what any of its threads has seen
 
 
 @cuda.jit(device=True)
@@ -386,7 +391,7 @@ def persistent_kernel(plan: PersistentPlan, asynchronous: bool) -> Any:
                     if k < Hs:
                         if VALUES and t > 0:
                             for j in range(0, chunk, POLL):
-                                at = (t % 2 * B + s0 + c + j) * Hs + k
+                                at = ((base + t) % 2 * B + s0 + c + j) * Hs + k
                                 values, ready = ptx.ld_tagged(words, at, Hs, POLL, int32(base + t))
                                 while not ready:
                                     values, ready = ptx.ld_tagged(words, at, Hs, POLL, int32(base + t))
@@ -418,7 +423,7 @@ def persistent_kernel(plan: PersistentPlan, asynchronous: bool) -> Any:
                             total += memory[part + w * CHUNK * OWN + j]
                         state = math.tanh(total)
                         if VALUES:
-                            ptx.st_tagged(words, ((t + 1) % 2 * B + b) * Hs + r, state, int32(base + t + 1))
+                            ptx.st_tagged(words, ((base + t + 1) % 2 * B + b) * Hs + r, state, int32(base + t + 1))
                         states[at] = state
             arrive(sync, base, team, n, BLOCKS, t)  # h[t] of this block is there
 
@@ -437,38 +442,40 @@ def persistent(
 
     Parallelises: rows of W over blocks, columns over a block's threads; a large batch over teams of blocks that have
     a W each. Synchronises: the blocks of a team, once a step, by `barrier`: "flags", an arrival flag a block, released
-    by one thread and acquired by one warp of each block; "counter", one counter for all; "grid", cooperative groups'
+    by one thread and acquired by a thread of each block; "counter", one counter for all; "grid", cooperative groups'
     barrier; "values", none at all: each value of h carries its step's number and is polled for itself. Moves: W once
     in a call; h in every step, through the L2 cache, to all blocks of the team. dtype="bfloat16" halves W's bytes.
     A launch whose blocks do not all fit on the device together is refused before it happens (DoesNotFit).
     """
     gpu = open_gpu(device)
     plan_persistent(gpu.device, net.hidden_size, 1, dtype, barrier)  # refuses before any work
-    held: dict[str, Any] = {"key": None}
+    held: dict[str, Any] = {}
 
     def prepare(T: int, B: int) -> None:
         """Weights and flags for a plan, which depends on B; they stay for the next call."""
-        plan = plan_persistent(gpu.device, net.hidden_size, B, dtype, barrier, teams)
-        if held.get("plan") != plan:
+        if held.get("B") != B:
+            plan = plan_persistent(gpu.device, net.hidden_size, B, dtype, barrier, teams)
             Hs = round_up(plan.H, FOUR)
             rows = plan.blocks * (plan.rows + plan.extra)
             held.update(
+                B=B,
                 plan=plan,
+                kernel=persistent_kernel(plan, gpu.device.capability >= OLDEST_ASYNC),
                 weights=[gpu.send(weights_of(layer.W, rows, plan.Hp, dtype)) for layer in net.layers],
-                words=gpu.send(np.zeros(2 * B * Hs if barrier == "values" else 2, np.uint64)),
+                words=gpu.send(np.zeros(2 * B * Hs if barrier == "values" else 2, np.int32)),
                 sync=gpu.send(np.zeros(plan.grid, np.int32)),
                 base=0,
             )
+        plan = held["plan"]
         if (held["base"] + T) * plan.blocks > 2**30:  # the numbers are 32 bits wide
-            held.update(words=gpu.send(np.zeros(held["words"].shape, np.uint64)), base=0)
+            held.update(words=gpu.send(np.zeros(held["words"].shape, np.int32)), base=0)
             held["sync"] = gpu.send(np.zeros(plan.grid, np.int32))
 
     def recur(l: int, states: Any, T: int, B: int) -> None:
         prepare(T, B)
         plan = held["plan"]
-        kernel = persistent_kernel(plan, gpu.device.capability >= OLDEST_ASYNC)
         gpu.launch(
-            kernel, plan.grid, plan.threads, held["weights"][l], states, held["words"], held["sync"],
+            held["kernel"], plan.grid, plan.threads, held["weights"][l], states, held["words"], held["sync"],
             held["base"], T, B, round_up(plan.H, FOUR), shared=plan.shared, plan=plan, what="numba_cuda/persistent",
         )  # fmt: skip
         held["base"] += T

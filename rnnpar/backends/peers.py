@@ -513,6 +513,7 @@ def cudnn_formulations(net: RNN, tf32: bool = False, place: str = "cuda") -> tup
             recorded.replay()
             return y.clone(), h.clone()
 
+        forward.inner = inner  # the graph reads the weights where they lay: without their owner, others' numbers
         return forward
 
     def build(recurrence: Build, recorded: bool, T: int, B: int) -> Forward:

@@ -18,7 +18,13 @@ BLOCKS = (1, 2, 4, 8, 16)  # a cluster's; more than 8 are not portable: they are
 SEQUENCES = {"float32": (1, 2, 4, 8), "bfloat16": (1, 2, 8, 16)}  # that a cluster takes through the steps together
 BARRIERS = 128  # bytes of shared memory that the mbarriers take, with what aligns the state behind them
 # Registers of a thread that do not hold weights: seen in ptxas's report, and held by tests that allow no spills.
-OTHER_REGISTERS = {"float32": {1: 48, 2: 56, 4: 60, 8: 84}, "bfloat16": {1: 64, 2: 64, 8: 80, 16: 144}}
+# By sequences; in float32 also by the lanes that share a row.
+OTHER_REGISTERS = {
+    "float32": {
+        8: {1: 48, 2: 56, 4: 72, 8: 100}, 16: {1: 56, 2: 64, 4: 84, 8: 92}, 32: {1: 64, 2: 84, 4: 92, 8: 120},
+    },
+    "bfloat16": {1: 64, 2: 64, 8: 80, 16: 144},
+}  # fmt: skip
 
 # A Hopper multiprocessor, a cycle: multiply-adds in float32; bytes of shared memory; tensor-core tiles of 16x8x16.
 # Latencies in cycles: arXiv:2402.13499 (180 from multiprocessor to multiprocessor), and the Programming Guide's tables.
@@ -35,7 +41,7 @@ class ClusterPlan:
     blocks: int  # of a cluster
     rows: int
     sequences: int  # of a cluster
-    split: int  # lanes or warps that share a row's columns
+    split: int  # lanes (float32) or warps (bfloat16) that share a row's columns
     spilled: int  # chunks of weights in shared memory instead of registers
     threads: int
     columns: int
@@ -53,8 +59,8 @@ class ClusterPlan:
 
     def constants(self) -> dict[str, int]:
         """What the kernel is compiled with."""
-        same = dict(CLUSTER=self.blocks, ROWS=self.rows, SEQUENCES=self.sequences, SPILLED=self.spilled)
-        return same if self.dtype == "float32" else same | dict(SPLIT=self.split)
+        return dict(CLUSTER=self.blocks, ROWS=self.rows, SEQUENCES=self.sequences, SPILLED=self.spilled,
+                    SPLIT=self.split)  # fmt: skip
 
     def clusters(self, B: int) -> int:
         return -(-B // self.sequences)
@@ -106,7 +112,7 @@ def candidates(H: int, B: int, dtype: str, device: Device, sizes: tuple[int, ...
     for blocks in (size for size in sizes if size <= device.cluster):
         for sequences in SEQUENCES[dtype]:
             if sequences < 2 * B:  # more than the batch, rounded up, is waste
-                for split in (8,) if dtype == "float32" else (1, 2, 4, 8):
+                for split in (8, 16, 32) if dtype == "float32" else (1, 2, 4, 8):
                     it = make(H, blocks, sequences, split, device)
                     if it is not None:
                         found.append(it)
@@ -114,16 +120,17 @@ def candidates(H: int, B: int, dtype: str, device: Device, sizes: tuple[int, ...
 
 
 def _on_cores(H: int, blocks: int, sequences: int, split: int, device: Device) -> ClusterPlan | None:
-    rows = round_up(math.ceil(H / blocks), 4)
-    threads = rows * split
-    columns = round_up(blocks * rows, 32)
+    rows, lane_rows = round_up(math.ceil(H / blocks), 4), split // 8
+    threads = rows * 8
+    columns = round_up(blocks * rows, 4 * split)
     chunks = columns // 32
-    kept = _registers(device, threads, OTHER_REGISTERS["float32"][sequences]) // 4
+    others = OTHER_REGISTERS["float32"][split][sequences]
+    kept = _registers(device, threads, others) // 4 // lane_rows * lane_rows
     spilled = max(0, chunks - kept)
     shared = BARRIERS + 2 * sequences * columns * 4 + spilled * threads * 16
     if kept < 0 or threads > device.threads_per_block or shared > device.shared_per_block:
         return None
-    from_shared = (threads // 32 * chunks * sequences * 128 + spilled * threads * 16) / SHARED_BYTES
+    from_shared = (threads // 32 * chunks // lane_rows * sequences * 512 + spilled * threads * 16) / SHARED_BYTES
     work = max(rows * columns * sequences / MULTIPLY_ADDS, from_shared)
     rounds = 3 + (1 if blocks > 1 or sequences < 8 else 0)  # of shuffles
     cycles = LOAD_SHARED + work + rounds * SHUFFLE + ACTIVATION + exchange(blocks, rows * blocks * sequences * 4)
@@ -176,9 +183,11 @@ def pack(W: np.ndarray, it: ClusterPlan) -> np.ndarray:
 
 
 def _pack_for_cores(padded: np.ndarray, it: ClusterPlan) -> np.ndarray:
-    """(blocks, rows, chunks, 8 lanes, 4) -> (blocks, chunks, rows * 8 lanes, 4): a row's eight lanes take turns."""
-    split = padded.reshape(it.blocks, it.rows, it.chunks, 8, 4)
-    return np.ascontiguousarray(split.transpose(0, 2, 1, 3, 4)).reshape(-1)
+    """Each thread's chunks of four columns: of each of its rows in turn, `split` lanes side by side."""
+    rows = it.split // 8  # that a lane has a share of
+    parts = padded.reshape(it.blocks, it.rows // 4, 4 // rows, rows, it.chunks // rows, it.split, 4)
+    #  axes: 0 block, 1 warp, 2 lane / split, 3 row of the lane, 4 chunk, 5 lane % split, 6 column
+    return np.ascontiguousarray(parts.transpose(0, 4, 3, 1, 2, 5, 6)).reshape(-1)
 
 
 def _pack_for_tensor_cores(padded: np.ndarray, it: ClusterPlan) -> np.ndarray:

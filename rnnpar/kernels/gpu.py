@@ -13,14 +13,15 @@ t + 1 holds b + U x[t] before step t, and h[t] after it.
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import math
-import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import numpy as np
+from cuda.bindings import driver
 from numba import cuda, float32
 
 from rnnpar.kernels import ptx
@@ -189,23 +190,24 @@ class Gpu:
     def launch(
         self, kernel: Any, grid: Any, threads: int, *args: Any, shared: int = 0, plan: Any = None, what: str = ""
     ) -> None:
-        """kernel<<<grid, threads, shared>>>(*args). With a `plan`, its blocks wait for each other: a cooperative
-        launch, refused before it happens where they do not all fit on the device together."""
-        flat = [arg.reshape(-1) if getattr(arg, "ndim", 1) > 1 else arg for arg in args]
+        """kernel<<<grid, threads, shared>>>(*args), args being arrays on the device and whole numbers. With a `plan`,
+        its blocks wait for each other: a cooperative launch, refused before it happens where they do not all fit on
+        the device together."""
         key = (kernel, grid, threads, shared)
         if key not in self._ready:
-            self._ready[key] = self._prepare(kernel, grid, threads, flat, shared, plan, what)
+            self._ready[key] = self._prepare(kernel, grid, threads, args, shared, plan, what)
         try:
-            self._ready[key](*flat)
+            self._ready[key](args)
         except Exception as error:
             raise RuntimeError(
                 f"the launch of {what or kernel.py_func.__name__} on {self.device.name} failed ({grid} blocks of "
                 f"{threads} threads, {shared:,} bytes of shared memory): {error}"
             ) from error
 
-    def _prepare(self, kernel: Any, grid: Any, threads: int, args: list[Any], shared: int, plan: Any, what: str) -> Any:
+    def _prepare(self, kernel: Any, grid: Any, threads: int, args: tuple, shared: int, plan: Any, what: str) -> Launch:
         """Compile, and tell the driver what the kernel needs; done once for each kernel and shape of launch."""
-        compiled = kernel.compile(tuple(kernel.typeof_pyval(arg) for arg in args))
+        flat = [arg.reshape(-1) if getattr(arg, "ndim", 1) > 1 else arg for arg in args]
+        compiled = kernel.compile(tuple(kernel.typeof_pyval(arg) for arg in flat))
         function = compiled.library.get_cufunc()
         if shared > 48 * 1024:
             allow_shared(function, shared)
@@ -214,18 +216,14 @@ class Gpu:
             room = compiled.max_cooperative_grid_blocks(threads, shared)  # and the driver's own count
             if grid > room:
                 raise DoesNotFit(what, "blocks that are resident together", grid, room, f"on {self.device.name}")
-            compiled.cooperative = True
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "Grid size 1 will likely result in under-utilization": that is the point
-            return kernel[grid, threads, 0, shared]
+        return Launch(function, grid, threads, shared, cooperative=plan is not None)
 
     def synchronize(self) -> None:
         """Wait for all that was launched. RuntimeError if any of it failed."""
         with self:
-            try:
-                cuda.default_stream().synchronize()
-            except Exception as error:
-                raise RuntimeError(f"a kernel failed on {self.device.name}: {error}") from error
+            status, *_ = driver.cuStreamSynchronize(0)
+            if status != driver.CUresult.CUDA_SUCCESS:
+                raise RuntimeError(f"a kernel failed on {self.device.name}: {status.name}")
 
     def hand_back(self, like: Any, array: Any) -> Any:
         """`array` as the kind that `like` is: NumPy's, CuPy's, or Numba's own."""
@@ -238,10 +236,39 @@ class Gpu:
         return array
 
 
+class Launch:
+    """A compiled kernel with its shape of launch: called with arguments, it asks the driver, in the default stream.
+
+    Numba's own way there looks at each argument anew, and takes as long as a hundred steps of a small network. Here all
+    that Numba's kernels expect of an argument is put into 64-bit words: of an array that it has no owner, how many
+    elements it has of how many bytes, where it lies, its length and its stride; of a whole number itself.
+    """
+
+    def __init__(self, function: Any, grid: Any, threads: int, shared: int, cooperative: bool):
+        self.ask = driver.cuLaunchCooperativeKernel if cooperative else driver.cuLaunchKernel
+        self.end = () if cooperative else (0,)
+        self.function = driver.CUfunction(int(function.handle))
+        self.shape = (*(grid if isinstance(grid, tuple) else (grid, 1)), 1, threads, 1, 1, shared, 0)
+
+    def __call__(self, args: tuple) -> None:
+        words: list[int] = []
+        for arg in args:
+            words += [arg] if isinstance(arg, int) else words_of(arg)
+        values = (ctypes.c_int64 * len(words))(*words)
+        first = ctypes.addressof(values)
+        where = (ctypes.c_uint64 * len(words))(*range(first, first + 8 * len(words), 8))
+        status, *_ = self.ask(self.function, *self.shape, ctypes.addressof(where), *self.end)
+        if status != driver.CUresult.CUDA_SUCCESS:
+            raise RuntimeError(status.name)
+
+
+def words_of(array: Any) -> list[int]:
+    """A contiguous device array as Numba's kernels take it, with one dimension."""
+    return [0, 0, array.size, array.dtype.itemsize, array.device_ctypes_pointer.value, array.size, array.dtype.itemsize]
+
+
 def allow_shared(function: Any, size: int) -> None:
     """More than 48 KB of dynamic shared memory is for those that ask for it."""
-    from cuda.bindings import driver
-
     attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
     status, *_ = driver.cuKernelSetAttribute(attribute, size, function.handle, function.device.id)
     if status != driver.CUresult.CUDA_SUCCESS:
@@ -287,8 +314,7 @@ class Pass:
             self._room(T, B)
             below, ld = gpu.take_in(x), net.input_size
             before = gpu.take_in(h0)
-            y, h = gpu.result((T, B, O)), gpu.result((L, B, H))
-            first = 0  # where the rows of `below` begin
+            h, first = None, 0  # where the rows of `below` begin
             for l in range(L):
                 U, b = self.inputs[l]
                 states = self.states[l % 2]
@@ -296,8 +322,11 @@ class Pass:
                 fan_in = net.input_size if l == 0 else H
                 self.multiply(below, first, ld, U, fan_in, b, states, B * Hs, Hs, T * B, Hs, fan_in)
                 self.recur(l, states, T, B)
+                if h is None:
+                    h = gpu.result((L, B, H))  # the GPU is busy with the steps: this costs no time, nor what follows
                 gpu.launch(take, blocks_for(B * H), 256, states, T * B * Hs, h, l * B * H, B, H, Hs)
                 below, first, ld = states, B * Hs, Hs
+            y = gpu.result((T, B, O))
             self.multiply(below, first, ld, self.V, H, self.c, y, 0, O, T * B, O, H)
             gpu.launch(softmax_rows, -(-T * B // ROWS), ROWS * WARP, y, T * B, O)
             return gpu.hand_back(x, y), gpu.hand_back(x, h)
@@ -310,14 +339,22 @@ class Pass:
         if self.products == "cublas":
             import cupy
 
-            left = cupy.asarray(A).reshape(-1)[a0 : a0 + M * lda].reshape(M, lda)[:, :K]
-            target = cupy.asarray(C).reshape(-1)[c0 : c0 + M * ldc].reshape(M, ldc)[:, :N]
-            cupy.matmul(left, cupy.asarray(weights).reshape(N, ldb)[:, :K].T, out=target)
-            target += cupy.asarray(bias)
+            target = self.matrix(cupy, C, c0, M, N, ldc)
+            cupy.matmul(self.matrix(cupy, A, a0, M, K, lda), self.matrix(cupy, weights, 0, N, K, ldb).T, out=target)
+            target += self.matrix(cupy, bias, 0, 1, N, N)
             return
         size = 2 if 2 * self.gpu.device.multiprocessors <= (-(-M // 128)) * (-(-N // 128)) else 1
         tiles = (-(-M // (64 * size)), -(-N // (64 * size)))
         self.gpu.launch(product_kernel(size), tiles, 256, A, a0, lda, weights, ldb, bias, C, c0, ldc, M, N, K)
+
+    def matrix(self, cupy: Any, array: Any, first: int, rows: int, columns: int, pitch: int) -> Any:
+        """A float32 device array from `first` on as CuPy's matrix, by its address: what the array itself would be asked
+        for takes longer than a product."""
+        memory = cupy.cuda.UnownedMemory(
+            array.device_ctypes_pointer.value, 4 * array.size, array, device_id=self.gpu.number
+        )
+        at = cupy.cuda.MemoryPointer(memory, 4 * first)
+        return cupy.ndarray((rows, columns), np.float32, at, strides=(4 * pitch, 4))
 
     def synchronize(self) -> None:
         """Wait for the last call's results."""

@@ -65,9 +65,9 @@ def values_kernel(words, base, count):
     """The same by values: each block hands out one that carries its step's number, and polls everybody's."""
     tid, n, blocks = cuda.threadIdx.x, cuda.blockIdx.x, cuda.gridDim.x
     for t in range(count):
-        at = t % 2 * blocks
+        at = (base + t + 1) % 2 * blocks
         if tid == 0:
-            ptx.st_tagged(words, at + n, float32(t), int32(base + t + 1))
+            ptx.st_tagged(words, at + n, float32(0.5), int32(base + t + 1))
         if FOUR * tid < blocks:
             _, ready = ptx.ld_tagged(words, at + FOUR * tid, 0, 1, int32(base + t + 1))
             while not ready:
@@ -184,12 +184,11 @@ def line(copy: Callable[[int], Any], wait: Callable[[], Any], few: int, many: in
 
 
 def launches(gpu: Gpu) -> dict[str, float]:
-    """Seconds of a launch, when one follows another: by Numba, and by CuPy where it is installed."""
-    configured = nothing[1, WARP]
+    """Seconds of a launch, when one follows another: of a kernel of Numba's, and by CuPy where it is installed."""
 
     def many() -> None:
         for _ in range(LAUNCHES):
-            configured()
+            gpu.launch(nothing, 1, WARP)
 
     found = {"numba": seconds(many, gpu.synchronize) / LAUNCHES}
     if importlib.util.find_spec("cupy"):
@@ -226,7 +225,7 @@ def meeting(gpu: Gpu, kind: str) -> float:
     if kind == "values":
         blocks = max(FOUR, blocks // FOUR * FOUR)  # it polls for four at a time
     state = {"base": 0}
-    memory = gpu.send(np.zeros(2 * blocks, np.uint64) if kind == "values" else np.zeros(blocks, np.int32))
+    memory = gpu.send(np.zeros(2 * blocks, np.int32) if kind == "values" else np.zeros(blocks, np.int32))
     kernel = values_kernel if kind == "values" else meetings_kernel(kind)
 
     def run(count: int) -> None:
@@ -310,8 +309,7 @@ def copies(gpu: Gpu) -> dict[str, tuple[float, float]]:
 
 def waiting(gpu: Gpu) -> float:
     """Seconds that a launch and a wait for it take, beyond the launch."""
-    configured = nothing[1, WARP]
-    return max(seconds(configured, gpu.synchronize) - launches(gpu)["numba"], 0.0)
+    return max(seconds(lambda: gpu.launch(nothing, 1, WARP), gpu.synchronize) - launches(gpu)["numba"], 0.0)
 
 
 @cache

@@ -139,46 +139,61 @@ red_release_add = _word_store("red_release_add", "red.release.gpu.global.add.s32
 
 
 # --- values that carry their own step number ---------------------------------------------------------------------
-# A 64-bit word holds a float32 and, above it, a number. Each word is read and written in one piece, so whoever finds
-# the number that he waits for has the value too: no flag, no fence, and one trip through the L2 cache instead of two.
+# A state is within -1 and 1, or NaN. Such a float32 needs no bit 30, the upper one of its exponent: of what is larger,
+# only NaN uses it, and NaN without it is a number between 1 and 2, which no state is. So bit 30 says whether a word is
+# the new one or the one before: it is turned around each time that a place is written again. Whoever finds the bit that
+# he waits for has the value too: no flag, no fence, and one trip through the L2 cache instead of two. Two places take
+# turns, by even and odd numbers; a place that was never written (zero) is older than the numbers 1 and 2.
+
+TAG = 1 << 30
+ONE, NAN = 0x3F800000, 0x7FFFFFFF  # the float32 1, and a NaN
 
 
-def _pack(value: Any, number: int) -> np.uint64:
-    return np.uint64(int(np.float32(value).view(np.uint32)) | (int(number) & ALL) << 32)
+def _tag(number: int) -> int:
+    return TAG if number + 1 >> 1 & 1 else 0
 
 
 def _st_tagged(words: Any, index: int, value: Any, number: int) -> None:
-    words[index] = _pack(value, number)
+    bits = int(np.float32(value).view(np.uint32)) & ~TAG | _tag(int(number))
+    words[index] = np.uint32(bits).view(np.int32)
+
+
+def _tag_of(builder: Any, number: Any) -> Any:
+    """The same as _tag, of an int32: number + 1 >> 1 & 1, moved to bit 30."""
+    shifted = builder.shl(builder.add(number, ir.Constant(I32, 1)), ir.Constant(I32, 29))
+    return builder.and_(shifted, ir.Constant(I32, TAG))
 
 
 @instruction(_st_tagged, "relaxed", "store")
 def st_tagged(typingctx, words, index, value, number):
-    """words[index] = (value, number) in one piece: st.relaxed.gpu.global.b64. words: uint64, value: float32."""
+    """words[index] = value, -1 to 1 or NaN, marked as that of `number`: st.relaxed.gpu.global.b32. words: int32."""
 
     def codegen(context, builder, sig, args):
         address = _address(context, builder, sig.args[0], args[0], args[1], sig.args[1])
-        text = "{.reg .b64 word; mov.b64 word, {$1, $2}; st.relaxed.gpu.global.b64 [$0], word;}"
-        _asm(builder, VOID, text, "l,f,r", [address, args[2], args[3]])
+        bits = builder.and_(builder.bitcast(args[2], I32), ir.Constant(I32, ALL ^ TAG))
+        word = builder.or_(bits, _tag_of(builder, args[3]))
+        _asm(builder, VOID, "st.relaxed.gpu.global.b32 [$0], $1;", "l,r", [address, word])
         return context.get_dummy_value()
 
-    if _flat(words, types.uint64):
+    if _flat(words, types.int32):
         return signature(types.void, words, index, types.float32, types.int32), codegen
 
 
 def _ld_tagged(words: Any, index: int, stride: int, count: int, number: int) -> tuple:
-    _aligned(index, stride, to=2)
-    found = [int(words[index + j * stride + i]) for j in range(count) for i in range(FOUR)]
-    values = tuple(np.uint32(word & ALL).view(np.float32) for word in found)
-    return values, all(word >> 32 == int(number) & ALL for word in found)
+    _aligned(index, stride)
+    found = [int(words[index + j * stride + i]) & ALL for j in range(count) for i in range(FOUR)]
+    bits = [word & ~TAG for word in found]
+    values = tuple(np.uint32(NAN if each & (TAG - 1) > ONE else each).view(np.float32) for each in bits)
+    return values, all(word & TAG == _tag(int(number)) for word in found)
 
 
 @instruction(_ld_tagged, "relaxed", "load")
 def ld_tagged(typingctx, words, index, stride, count, number):
     """(values, ready): four values at each of index, index + stride, ..., `count` times; are all of that number?
 
-    All loads, ld.relaxed.gpu.global.v2.b64, are under way together. words: uint64; index and stride even.
+    All loads, ld.relaxed.gpu.global.v4.b32, are under way together. words: int32; index and stride multiples of four.
     """
-    if not (_flat(words, types.uint64) and isinstance(count, types.IntegerLiteral)):
+    if not (_flat(words, types.int32) and isinstance(count, types.IntegerLiteral)):
         return None
     size = FOUR * count.literal_value
     values_type = types.UniTuple(types.float32, size)
@@ -188,22 +203,20 @@ def ld_tagged(typingctx, words, index, stride, count, number):
         index, stride, number = args[1], args[2], args[4]
         index = context.cast(builder, index, sig.args[1], types.int64)
         stride = context.cast(builder, stride, sig.args[2], types.int64)
-        pair = ir.LiteralStructType([F32, I32, F32, I32])
-        text = (
-            "{.reg .b64 p, q; ld.relaxed.gpu.global.v2.b64 {p, q}, [$4];"
-            " mov.b64 {$0, $1}, p; mov.b64 {$2, $3}, q;}"
-        )  # fmt: skip
-        values, ready = [], ir.Constant(I1, 1)
+        four = ir.LiteralStructType([I32] * FOUR)
+        text = "ld.relaxed.gpu.global.v4.b32 {$0, $1, $2, $3}, [$4];"
+        words = []
         for j in range(count.literal_value):
             at = builder.add(index, builder.mul(stride, ir.Constant(I64, j)))
-            for half in (0, 2):
-                address = _address(
-                    context, builder, sig.args[0], args[0], builder.add(at, ir.Constant(I64, half)), types.int64
-                )
-                loaded = _split(builder, _asm(builder, pair, text, "=f,=r,=f,=r,l", [address]), 4)
-                values += loaded[0::2]
-                for tag in loaded[1::2]:
-                    ready = builder.and_(ready, builder.icmp_signed("==", tag, number))
+            address = _address(context, builder, sig.args[0], args[0], at, types.int64)
+            words += _split(builder, _asm(builder, four, text, "=r,=r,=r,=r,l", [address]), FOUR)
+        wanted, older, values = _tag_of(builder, number), ir.Constant(I32, 0), []
+        for word in words:
+            older = builder.or_(older, builder.xor(word, wanted))
+            far = builder.icmp_signed(">", builder.and_(word, ir.Constant(I32, TAG - 1)), ir.Constant(I32, ONE))
+            bits = builder.select(far, ir.Constant(I32, NAN), builder.and_(word, ir.Constant(I32, ALL ^ TAG)))
+            values.append(builder.bitcast(bits, F32))
+        ready = builder.icmp_signed("==", builder.and_(older, ir.Constant(I32, TAG)), ir.Constant(I32, 0))
         inner = _tuple(context, builder, values_type, values)
         flag = context.cast(builder, ready, types.boolean, types.boolean)
         return _tuple(context, builder, result, [inner, flag])

@@ -311,7 +311,7 @@ def fails(module, strategy, seeds=8, T=5, B=2, H=13, L=1, **options) -> bool:
     return False
 
 
-FLAG_WAIT = "            while ptx.ld_acquire(sync, team * blocks + i) - (base + t) < 0:"
+FLAG_WAIT = "        while ptx.ld_acquire(sync, team * blocks + i) - (base + t) < 0:"
 COUNTER_WAIT = "        while ptx.ld_acquire(sync, team) - (base + t) * blocks < 0:"
 POLL = "                                while not ready:"
 LOOK = f"        values, ready = ptx.ld_tagged(words, at, Hs, POLL, int32(base + t))\n{POLL}"
@@ -331,14 +331,16 @@ MUTANTS = {
         dict(H=33)),
     "block: one buffer for two steps": (
         "block", "memory[STATE + (t + 1) % 2 * Hp + row] = state", "memory[STATE + t % 2 * Hp + row] = state", {}),
-    "flags: no wait": ("persistent", FLAG_WAIT, "            while False:", {}),
+    "flags: no wait": ("persistent", FLAG_WAIT, "        while False:", {}),
     "flags: a step early": ("persistent", FLAG_WAIT, FLAG_WAIT.replace("base + t)", "base + t - 1)"), {}),
     "flags: a step late": ("persistent", FLAG_WAIT, FLAG_WAIT.replace("base + t)", "base + t + 1)"), {}),
-    "flags: not all of them": ("persistent", "threadIdx.x, blocks, WARP):", "threadIdx.x, blocks - 1, WARP):", {}),
+    "flags: not all of them": (
+        "persistent", "while i < blocks:", "while i < blocks - 1:", {}),
     "flags: relaxed, not acquired": (
         "persistent", FLAG_WAIT, FLAG_WAIT.replace("ld_acquire", "ld_relaxed"), dict(device=TURING)),
-    "flags: the block does not wait for its warp": (
-        "persistent", "    cuda.syncthreads()  # all of the block may read what the warp has seen\n", "", TWO_WARPS),
+    "flags: the block does not wait for its threads": (
+        "persistent", "    cuda.syncthreads()  # all of the block may read what any of its threads has seen\n", "",
+        TWO_WARPS),
     "flags: not all have written": (
         "persistent", "    cuda.syncthreads()  # all of the block have written their h\n", "", {}),
     "flags: relaxed, not released": ("persistent", "ptx.st_release(", "ptx.st_relaxed(", {}),
@@ -363,9 +365,9 @@ MUTANTS = {
     "values: no wait": ("persistent", POLL, POLL.replace("not ready", "False"), VALUES),
     "values: a number too low": ("persistent", LOOK, LOOK.replace("base + t)", "base + t - 2)"), dict(**VALUES, T=6)),
     "values: the wrong slot": (
-        "persistent", "words, ((t + 1) % 2 * B + b)", "words, (t % 2 * B + b)", VALUES),
+        "persistent", "words, ((base + t + 1) % 2 * B + b)", "words, ((base + t) % 2 * B + b)", VALUES),
     "values: one slot for all steps": (
-        "persistent", "at = (t % 2 * B + s0 + c + j) * Hs + k", "at = (s0 + c + j) * Hs + k", VALUES),
+        "persistent", "at = ((base + t) % 2 * B + s0 + c + j) * Hs + k", "at = (s0 + c + j) * Hs + k", VALUES),
     "values: one buffer for the sums of two steps": (
         "persistent", "turn = 1 - turn", "turn = 0", dict(**VALUES, **TWO_WARPS)),
     "persistent: sums not waited for": (

@@ -77,11 +77,14 @@ def test_more_sequences_than_fit_at_once_take_turns():
 def test_packed_weights_are_where_the_kernel_looks():
     H, rng = 20, np.random.default_rng(0)
     W = rng.standard_normal((H, H)).astype(np.float32)
-    it = cluster_plan.plan(H, 1, "float32", H100, 2)
-    packed = cluster_plan.pack(W, it).reshape(2, it.chunks, it.threads, 4)
-    for rank, chunk, thread, i in np.ndindex(packed.shape):
-        row, column = rank * it.rows + thread // 8, chunk * 32 + thread % 8 * 4 + i
-        assert packed[rank, chunk, thread, i] == (W[row, column] if row < H and column < H else 0)
+    for split in (8, 16, 32):
+        it = cluster_plan._on_cores(H, 2, 1, split, H100)
+        rows = split // 8
+        packed = cluster_plan.pack(W, it).reshape(2, it.chunks, it.threads, 4)
+        for rank, chunk, thread, i in np.ndindex(packed.shape):
+            row = rank * it.rows + thread // 32 * 4 + thread % 32 // split * rows + chunk % rows
+            column = chunk // rows * 4 * split + thread % split * 4 + i
+            assert packed[rank, chunk, thread, i] == (W[row, column] if row < H and column < H else 0)
     it = cluster_plan.plan(H, 1, "bfloat16", H100, 2)
     packed = cluster_plan.pack(W, it).reshape(2, it.chunks, 2, it.threads, 4, 2)
     half = to_bfloat16(W)

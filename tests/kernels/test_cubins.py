@@ -9,7 +9,7 @@ import pytest
 from rnnpar.backends import numba_cuda
 from rnnpar.kernels import gpu
 from rnnpar.kernels.launch import A100, H100, T4, plan_block, plan_persistent
-from tests.cubin import FLOATS, INT, INTS, WORDS, build, why_not
+from tests.cubin import FLOATS, INT, INTS, build, why_not
 
 WHY_NOT = why_not()
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
@@ -21,7 +21,7 @@ def weights(dtype):
 
 def persistent(H, B, dtype="float32", barrier="flags", device=H100):
     plan = plan_persistent(device, H, B, dtype, barrier)
-    signature = f"void({weights(dtype)},{FLOATS},{WORDS},{INTS},{INT},{INT},{INT},{INT})"
+    signature = f"void({weights(dtype)},{FLOATS},{INTS},{INTS},{INT},{INT},{INT},{INT})"
     kernel = numba_cuda.persistent_kernel(plan, device.capability >= (8, 0))
     return plan, build(kernel, signature, device.capability, links=barrier != "grid")
 
@@ -55,7 +55,7 @@ def test_persistent(H, B, dtype, barrier):
     expected = {
         "flags": ("ld.acquire.gpu.global.b32", "st.release.gpu.global.b32", "cp.async.cg.shared.global"),
         "counter": ("ld.acquire.gpu.global.b32", "red.release.gpu.global.add.s32", "cp.async.cg.shared.global"),
-        "values": ("ld.relaxed.gpu.global.v2.b64", "st.relaxed.gpu.global.b64"),
+        "values": ("ld.relaxed.gpu.global.v4.b32", "st.relaxed.gpu.global.b32"),
     }[barrier]
     for instruction in expected:
         assert instruction in ptx, instruction

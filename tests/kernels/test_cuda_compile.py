@@ -42,14 +42,15 @@ def test_step_and_softmax_compile_for_ampere_and_hopper(compiler, capability, tm
 
 
 def interesting_plans() -> list[cluster_plan.ClusterPlan]:
-    """Plans that take all there is: for each dtype and number of sequences the ones with the most weights a thread."""
+    """Plans that take all there is: of each kind the ones with the most weights a thread."""
     plans = {}
     for dtype in ("float32", "bfloat16"):
         for H in (64, 256, 512, 768, 1024):
             for it in cluster_plan.candidates(H, 1024, dtype, H100):
-                best = plans.get((dtype, it.sequences, it.spilled > 0))
+                key = (dtype, it.sequences, it.split if dtype == "float32" else 0, it.spilled > 0)
+                best = plans.get(key)
                 if best is None or it.threads * it.chunks >= best.threads * best.chunks:
-                    plans[dtype, it.sequences, it.spilled > 0] = it
+                    plans[key] = it
     return [*plans.values(), cluster_plan.plan(256, 1, "float32", H100), cluster_plan.plan(256, 1, "bfloat16", H100)]
 
 
@@ -82,16 +83,16 @@ def test_the_hand_over_compiles_to_messages_and_no_barrier_in_its_loop(compiler,
 @pytest.mark.parametrize("compiler", COMPILERS)
 def test_clusters_do_not_compile_for_older_cards(compiler, tmp_path):
     with pytest.raises(nvcc.DoesNotCompile, match="cluster"):
-        compiled(compiler, "cluster", 80, tmp_path, CLUSTER=2, ROWS=16, SEQUENCES=1, SPILLED=0)
+        compiled(compiler, "cluster", 80, tmp_path, CLUSTER=2, ROWS=16, SEQUENCES=1, SPLIT=8, SPILLED=0)
 
 
 @pytest.mark.parametrize("compiler", COMPILERS)
 def test_a_compile_error_is_shown_with_its_line(compiler, tmp_path):
-    constants = dict(CLUSTER=2, ROWS=16, SEQUENCES=1)  # SPILLED is missing
+    constants = dict(CLUSTER=2, ROWS=16, SEQUENCES=1, SPLIT=8)  # SPILLED is missing
     with pytest.raises(nvcc.DoesNotCompile) as caught:
         compiled(compiler, "cluster", 90, tmp_path, **constants)
     told = cuda_source.explain("cluster", constants, str(caught.value))
-    assert told.startswith("cluster.cuh does not compile with CLUSTER=2 ROWS=16 SEQUENCES=1:")
+    assert told.startswith("cluster.cuh does not compile with CLUSTER=2 ROWS=16 SEQUENCES=1 SPLIT=8:")
     assert 'identifier "SPILLED" is undefined' in told
     assert "\n    const int KEPT = CHUNKS - SPILLED;" in told
 

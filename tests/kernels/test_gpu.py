@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import types
 
 import numpy as np
@@ -29,19 +30,24 @@ class Kernel:
     def max_cooperative_grid_blocks(self, threads, shared):
         return self.room
 
-    def __getitem__(self, configuration):
-        def call(*args):
-            if self.error:
-                raise self.error
-            self.calls.append((configuration, args))
 
-        return call
+class Launch:
+    """gpu.Launch without a driver."""
+
+    def __init__(self, function, *shape, cooperative):
+        self.function, self.shape, function.cooperative = function, shape, cooperative
+
+    def __call__(self, args):
+        if self.function.error:
+            raise self.function.error
+        self.function.calls.append((self.shape, args))
 
 
 @pytest.fixture
 def device(monkeypatch):
     made = object.__new__(gpu.Gpu)
     made.device, made.number, made._ready, made._pools = H100, 0, {}, {}
+    monkeypatch.setattr(gpu, "Launch", Launch)
     monkeypatch.setattr(gpu, "allow_shared", lambda function, size: setattr(function, "shared", size))
     return made
 
@@ -53,8 +59,8 @@ def test_a_kernel_is_compiled_once_for_a_shape_of_launch(device):
     assert kernel.compilations == 1
     assert not kernel.cooperative
     assert kernel.shared is None
-    (grid, threads, stream, shared), (array, number) = kernel.calls[0]
-    assert (grid, threads, stream, shared, array.shape, number) == (4, 64, 0, 0, (6,), 5)
+    shape, (array, number) = kernel.calls[0]
+    assert (*shape, array.shape, number) == (4, 64, 0, (2, 3), 5)
 
 
 def test_more_shared_memory_is_asked_for(device):
@@ -104,3 +110,28 @@ def test_no_gpu_says_why(monkeypatch):
     monkeypatch.setattr(gpu, "why_no_gpu", lambda: "no NVIDIA driver here")
     with pytest.raises(RuntimeError, match="no GPU can be used here: no NVIDIA driver here"):
         gpu.open_gpu(0)
+
+
+def test_a_launch_gives_the_driver_what_numba_s_kernels_expect(monkeypatch):
+    """Arrays as no owner, no parent, elements, bytes of one, address, length, stride; whole numbers as they are."""
+    asked = []
+
+    def ask(function, *arguments):
+        *shape, where, extra = arguments
+        first = ctypes.cast(where, ctypes.POINTER(ctypes.POINTER(ctypes.c_int64)))
+        asked.append(([first[i].contents.value for i in range(9)], shape, extra))
+        return (gpu.driver.CUresult.CUDA_SUCCESS,)
+
+    monkeypatch.setattr(gpu.driver, "cuLaunchKernel", ask)
+    array = types.SimpleNamespace(
+        size=6, dtype=np.dtype(np.float32), device_ctypes_pointer=types.SimpleNamespace(value=4096)
+    )
+    gpu.Launch(types.SimpleNamespace(handle=7), (3, 2), 64, 100, cooperative=False)((array, -5, 2**40))
+    assert asked == [([0, 0, 6, 4, 4096, 6, 4, -5, 2**40], [3, 2, 1, 64, 1, 1, 100, 0], 0)]
+
+
+def test_a_launch_that_the_driver_refuses_says_what_it_said(monkeypatch):
+    refused = gpu.driver.CUresult.CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE
+    monkeypatch.setattr(gpu.driver, "cuLaunchCooperativeKernel", lambda *arguments: (refused,))
+    with pytest.raises(RuntimeError, match="CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE"):
+        gpu.Launch(types.SimpleNamespace(handle=7), 3, 64, 0, cooperative=True)((1,))

@@ -49,15 +49,21 @@ def test_bfloat16_rounds_to_the_nearest_even():
 
 
 def test_values_with_their_number():
-    words = np.zeros(16, np.uint64)
-    for i, value in enumerate((0.5, -1.0, np.inf, 1e-30)):
-        T["st_tagged"](words, i, F(value), 7)
-    values, ready = T["ld_tagged"](words, 0, 8, 1, 7)
-    assert ready
-    assert values == (F(0.5), F(-1), F(np.inf), F(1e-30))
-    assert not T["ld_tagged"](words, 0, 8, 1, 8)[1]
-    assert not T["ld_tagged"](words, 0, 8, 2, 7)[1]  # the second four are of another number
-    T["st_tagged"](words, 3, F(np.nan), -2)
+    words = np.zeros(16, np.int32)
+    states = (0.5, -1.0, -0.0, 1e-30)
+    for number in (1, 2):  # a place that nobody has written is older than the first number of each place
+        assert not T["ld_tagged"](words, 0, 8, 1, number)[1]
+    for number in (1, 3, 5, 2, 4, 6, 2**30 - 1):
+        for i, value in enumerate(states):
+            T["st_tagged"](words, i, F(value), number)
+        values, ready = T["ld_tagged"](words, 0, 8, 1, number)
+        assert ready
+        assert values == tuple(map(F, states))
+        assert np.signbit(values[2])
+        assert not T["ld_tagged"](words, 0, 8, 1, number + 2)[1]  # what comes to the same place next
+        T["st_tagged"](words, 3, F(states[3]), number + 2)
+        assert not T["ld_tagged"](words, 0, 8, 1, number)[1]  # one of the four is of another number
+    T["st_tagged"](words, 3, F(np.nan), 7)
     assert np.isnan(T["ld_tagged"](words, 0, 8, 1, 7)[0][3])
 
 
