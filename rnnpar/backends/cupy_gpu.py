@@ -67,7 +67,7 @@ class Forward:
         """h0 with zeros behind each state where it has to be padded, and where 16 bytes at a time can be read."""
         H = round_up(self.net.hidden_size, 4)
         address = h0.data.ptr if hasattr(h0.data, "ptr") else h0.ctypes.data
-        if H == self.net.hidden_size and address % 16 == 0:
+        if self.net.hidden_size == H and address % 16 == 0:
             return h0
         wide = self.xp.zeros((*h0.shape[:2], H), np.float32)
         wide[:, :, : self.net.hidden_size] = h0
