@@ -185,7 +185,9 @@ def card(name: str) -> Device:
     raise ValueError(f"no GPU {name!r} is written down; those that are: {', '.join(CARDS)}")
 
 
-def floor(device: Device, rates: Rates, H: int, B: int = 1, dtype: str = "float32", barrier: str = "flags") -> float:
+def floor(
+    device: Device, rates: Rates, H: int, B: int = 1, dtype: str = "float32", barrier: str = launch.BARRIERS[0]
+) -> float:
     """Seconds that a step on the whole device takes at least: a meeting, and W once from where it lies.
 
     Or, for a batch, the arithmetic, where that takes longer than the bytes.
@@ -275,7 +277,7 @@ def _block(model: GpuModel, work: Work, options: Options) -> Prediction:
 
 def _persistent(model: GpuModel, work: Work, options: Options) -> Prediction:
     """A step is a meeting, h from the L2 cache to every block, the block's share of W h, and sums over its threads."""
-    dtype, barrier = options.get("dtype", "float32"), options.get("barrier", "flags")
+    dtype, barrier = options.get("dtype", "float32"), options.get("barrier", launch.BARRIERS[0])
     plan = plan_persistent(model.device, work.H, work.B, dtype, barrier, options.get("teams"))
     rates, device = model.rates, model.device
     own, S, each = plan.rows + plan.extra, plan.sequences, device.multiprocessors
@@ -299,10 +301,9 @@ def _cluster(model: GpuModel, work: Work, options: Options) -> Prediction:
     if device.cluster < 2:
         raise DoesNotFit("cupy_gpu/cluster", "blocks a cluster", 2, device.cluster, f"on {device.name}")
     plan = cluster_plan.plan(work.H, work.B, dtype, device, options.get("blocks"))
-    clock, turns = device.clock, work.T * work.layers * plan.turns(device, work.B)
-    meeting = cluster_plan.exchange(plan.blocks, 0) / clock
-    handed = model.rates.cluster if plan.blocks > 1 else model.rates.block_barrier
-    parts = {"hand-over": turns * handed, "W h": turns * (plan.cycles / clock - meeting)}
+    steps, (turns, _) = work.T * work.layers, plan.turns(device, work.B)
+    handed = turns * (model.rates.cluster if plan.blocks > 1 else model.rates.block_barrier)
+    parts = {"hand-over": steps * handed, "W h": steps * (plan.seconds(device, work.B) - handed)}
     size, kept = _size(work, options), 1 - plan.spilled / plan.chunks
     where = {"registers": size * kept, "shared memory": size * (1 - kept)}
     return Prediction({**model.around(work, "cupy"), **parts}, {level: part for level, part in where.items() if part})

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from rnnpar.kernels import cluster_plan, cuda_source
+from rnnpar.kernels import cluster_plan, cublas, cuda_source
 from rnnpar.kernels.launch import Device, round_up
 from rnnpar.kernels.tile import to_bfloat16
 from rnnpar.network import RNN
@@ -46,28 +47,36 @@ class Forward:
     def __call__(self, x: Array, h0: Array) -> tuple[Array, Array]:
         xp, H = self.xp, self.net.hidden_size
         with self.on_device():
-            give_back = same_kind_as(x, xp)
-            x, h0 = xp.asarray(x), xp.asarray(h0)
+            given, below = x, xp.asarray(x)
+            begin, h = self.beginning(xp.asarray(h0)), None
             T, B, _ = x.shape
-            begin = self.beginning(h0)
-            h = xp.empty(h0.shape, np.float32)
-            below = x
             for layer, U in enumerate(self.U):
                 states = self.recurrence.room(layer, T, B)
-                xp.matmul(below.reshape(T * B, -1), U.T, out=states.reshape(T * B, -1))
+                self.multiply(below, U, states)
                 self.recurrence.run(layer, states, begin[layer])
+                if h is None:
+                    h = xp.empty(h0.shape, np.float32)  # the GPU is busy: this costs no time, nor what follows
                 h[layer] = states[-1, :, :H]
                 below = states
             y = xp.empty((T, B, self.net.output_size), np.float32)
-            xp.matmul(below.reshape(T * B, -1), self.V.T, out=y.reshape(T * B, -1))
+            self.multiply(below, self.V, y)
             self.softmax(y.reshape(T * B, -1), self.c)
+            give_back = same_kind_as(given, xp)
             return give_back(y), give_back(h)
+
+    def multiply(self, left: Array, weights: Array, out: Array) -> None:
+        """out (T,B,N) = left (T,B,K) weights^T, weights (N,K)."""
+        (T, B, K), N = left.shape, len(weights)
+        if self.xp is np:
+            np.matmul(left.reshape(T * B, K), weights.T, out=out.reshape(T * B, N))
+        else:
+            addresses = (address(left), K, address(weights), K, address(out), N)
+            cublas.product(self.xp.cuda, *addresses, T * B, N, K)
 
     def beginning(self, h0: Array) -> Array:
         """h0 with zeros behind each state where it has to be padded, and where 16 bytes at a time can be read."""
         H = round_up(self.net.hidden_size, 4)
-        address = h0.data.ptr if hasattr(h0.data, "ptr") else h0.ctypes.data
-        if self.net.hidden_size == H and address % 16 == 0:
+        if self.net.hidden_size == H and address(h0) % 16 == 0:
             return h0
         wide = self.xp.zeros((*h0.shape[:2], H), np.float32)
         wide[:, :, : self.net.hidden_size] = h0
@@ -104,6 +113,11 @@ class Recurrence:
     def run(self, layer: int, states: Array, h0: Array) -> None:
         """states (T,B,H): U x on the way in, h on the way out; h0 (B,H)."""
         raise NotImplementedError
+
+
+def address(array: Array) -> int:
+    """Where an array begins, in the device's memory or NumPy's."""
+    return array.data.ptr if hasattr(array.data, "ptr") else array.ctypes.data
 
 
 def padded(weights: np.ndarray, rows: int, columns: int) -> np.ndarray:
@@ -366,4 +380,5 @@ def cluster(net: RNN, dtype: str = "float32", device: int = 0, blocks: int | Non
         )
     cupy = cuda_source.open_cupy(device)
     with cupy.cuda.Device(device):
+        on = replace(on, clusters=cuda_source.resident_clusters(cupy, on.cluster))
         return Forward(net, cupy, device, Cluster(net, cupy, dtype, on, blocks), raw_softmax(cupy))

@@ -23,6 +23,7 @@ from numba import cuda, float32, int32
 from rnnpar.kernels import ptx
 from rnnpar.kernels.gpu import ALIGNED, Forward, Pass, blocks_for, open_gpu, place, take, weights_of
 from rnnpar.kernels.launch import (
+    BARRIERS,
     FOUR,
     OLDEST_ASYNC,
     WARP,
@@ -133,15 +134,15 @@ STEP_WARPS = 8
 
 @cache
 def step_kernel(dtype: str) -> Any:
-    """states[t + 1] = tanh(states[t + 1] + W states[t]): a warp a row of W, for four sequences."""
+    """states[t + 1] = tanh(b + states[t + 1] + W states[t]): a warp a row of W, for four sequences."""
     BF16, WORDS = dtype == "bfloat16", weights_a_word(dtype)
 
     @cuda.jit(launch_bounds=(STEP_WARPS * WARP, 1))
-    def step(W, states, t, B, Hs, Hp):
+    def step(W, b, states, t, B, Hs, Hp):
         lane = cuda.threadIdx.x % WARP
         row = cuda.blockIdx.x * STEP_WARPS + cuda.threadIdx.x // WARP
-        b = cuda.blockIdx.y * SEQUENCES
-        before = (t * B + b) * Hs
+        s = cuda.blockIdx.y * SEQUENCES
+        before = (t * B + s) * Hs
         if row < Hs:
             sums = ptx.zeros(SEQUENCES)
             for k in range(FOUR * lane, Hs, FOUR * WARP):
@@ -153,9 +154,9 @@ def step_kernel(dtype: str) -> Any:
                 sums = ptx.tile_times(h, w, sums)
             total = ptx.warp_sums(sums, lane)
             j = ptx.lane_row(lane, SEQUENCES)
-            if j < SEQUENCES and b + j < B:
+            if j < SEQUENCES and s + j < B:
                 at = before + (B + j) * Hs + row
-                states[at] = math.tanh(states[at] + total)
+                states[at] = math.tanh(b[row] + states[at] + total)
 
     return step
 
@@ -173,10 +174,10 @@ def steps(net: RNN, dtype: str = "float32", products: str = "auto", device: int 
     with gpu:
         weights = [gpu.send(weights_of(layer.W, Hs, Hs, dtype)) for layer in net.layers]
 
-    def recur(l: int, states: Any, T: int, B: int) -> None:
+    def recur(l: int, b: Any, states: Any, T: int, B: int) -> None:
         grid = (-(-Hs // STEP_WARPS), -(-B // SEQUENCES))
         for t in range(T):
-            gpu.launch(kernel, grid, STEP_WARPS * WARP, weights[l], states, t, B, Hs, Hs)
+            gpu.launch(kernel, grid, STEP_WARPS * WARP, weights[l], b, states, t, B, Hs, Hs)
 
     return Pass(net, gpu, recur, products)
 
@@ -196,7 +197,7 @@ def block_kernel(plan: BlockPlan) -> Any:
     STATE = EXTRA * plan.warps * Hp // WORDS  # where h begins in shared memory, behind the rows of W
 
     @cuda.jit(launch_bounds=(THREADS, 1))
-    def block(W, states, T, B, Hs):
+    def block(W, b, states, T, B, Hs):
         memory = cuda.shared.array(0, float32, alignment=ALIGNED)
         stored = cuda.shared.array(0, weight, alignment=ALIGNED)  # the same memory, as W's words
         tid = cuda.threadIdx.x
@@ -211,6 +212,7 @@ def block_kernel(plan: BlockPlan) -> Any:
         mine = ptx.lane_row(lane, OWN)
         row = first + mine
         active = mine < OWN and row < Hs
+        bias = b[row] if active else float32(0)
         for s in range(cuda.blockIdx.x, B, cuda.gridDim.x):
             for k in range(tid, Hp, THREADS):
                 memory[STATE + k] = states[s * Hs + k] if k < Hs else float32(0)
@@ -218,8 +220,8 @@ def block_kernel(plan: BlockPlan) -> Any:
             ahead = states[(B + s) * Hs + row] if active else float32(0)
             cuda.syncthreads()  # h0 is there
             for t in range(T):
-                total = ahead
-                if active and t + 1 < T:  # b + U x of the next step is on its way during this one
+                total = bias + ahead
+                if active and t + 1 < T:  # U x of the next step is on its way during this one
                     ahead = states[((t + 2) * B + s) * Hs + row]
                 h = ptx.tile_load(memory, STATE + t % 2 * Hp + FOUR * lane, 0, SPREAD, 1, GROUPS)
                 sums = times(tile, h, ptx.zeros(ROWS))
@@ -255,10 +257,10 @@ def block(net: RNN, dtype: str = "float32", products: str = "auto", device: int 
     def weights(rows: int, columns: int) -> list[Any]:
         return [gpu.send(weights_of(layer.W, rows, columns, dtype)) for layer in net.layers]
 
-    def recur(l: int, states: Any, T: int, B: int) -> None:
+    def recur(l: int, b: Any, states: Any, T: int, B: int) -> None:
         plan, kernel = planned(B)
         W, Hs = weights(plan.warps * (plan.rows + plan.extra), plan.Hp)[l], round_up(plan.H, FOUR)
-        gpu.launch(kernel, plan.blocks, plan.threads, W, states, T, B, Hs, shared=plan.shared)
+        gpu.launch(kernel, plan.blocks, plan.threads, W, b, states, T, B, Hs, shared=plan.shared)
         forward.info["plan"] = plan
 
     forward = Pass(net, gpu, recur, products)
@@ -269,13 +271,15 @@ def block(net: RNN, dtype: str = "float32", products: str = "auto", device: int 
 # How blocks meet. `sync` holds int32 words that only grow: `base` is what they hold when the launch begins, so that
 # nothing has to be cleared between calls. Blocks of one team meet: `team`, `blocks` of them, this one is number `n`.
 
+APART = 8  # int32 of a sector of the L2 cache: stores to one sector, and looks at it, come one after the other
+
 
 @cuda.jit(device=True)
 def wait_flags(sync, base, team, n, blocks, t):
     """Each thread looks at one of the team's flags: all the looks are under way together."""
     i = cuda.threadIdx.x
     while i < blocks:
-        while ptx.ld_acquire(sync, team * blocks + i) - (base + t) < 0:
+        while ptx.ld_acquire(sync, (team * blocks + i) * APART) - (base + t) < 0:
             pass
         i += cuda.blockDim.x
     cuda.syncthreads()  # all of the block may read what any of its threads has seen
@@ -283,17 +287,17 @@ def wait_flags(sync, base, team, n, blocks, t):
 
 @cuda.jit(device=True)
 def arrive_flags(sync, base, team, n, blocks, t):
-    """A flag a block, which only this block writes: nobody waits to write."""
+    """A flag a block, which only this block writes, in a sector of its own: nobody waits to write."""
     cuda.syncthreads()  # all of the block have written their h
     if cuda.threadIdx.x == 0:
-        ptx.st_release(sync, team * blocks + n, int32(base + t + 1))
+        ptx.st_release(sync, (team * blocks + n) * APART, int32(base + t + 1))
 
 
 @cuda.jit(device=True)
 def wait_counter(sync, base, team, n, blocks, t):
     """One thread looks at the team's counter."""
     if cuda.threadIdx.x == 0:
-        while ptx.ld_acquire(sync, team) - (base + t) * blocks < 0:
+        while ptx.ld_acquire(sync, team * APART) - (base + t) * blocks < 0:
             pass
     cuda.syncthreads()
 
@@ -303,7 +307,7 @@ def arrive_counter(sync, base, team, n, blocks, t):
     """One counter a team: the additions of all its blocks come one after the other."""
     cuda.syncthreads()
     if cuda.threadIdx.x == 0:
-        ptx.red_release_add(sync, team, int32(1))
+        ptx.red_release_add(sync, team * APART, int32(1))
 
 
 @cuda.jit(device=True)
@@ -338,12 +342,14 @@ def persistent_kernel(plan: PersistentPlan, asynchronous: bool) -> Any:
     copy, copies_wait = (ptx.copy4_async, ptx.copies_wait) if asynchronous else (ptx.copy4, ptx.no_wait)
     wait, arrive = MEETINGS[plan.barrier]
     VALUES = plan.barrier == "values"
+    DIRECT = plan.direct  # one sequence, and no column beyond the last: h comes right into registers
+    PAIRS = SEQUENCES > 1  # two sequences at a time
     STAGE = EXTRA * Hp // WORDS  # in shared memory: rows of W, then h of a chunk of sequences, then the warps' sums
     PARTIAL = STAGE + CHUNK * Hp
     PART = WARPS * CHUNK * OWN  # of these there are two, by turns: one is read while the other is filled
 
     @cuda.jit(launch_bounds=(THREADS, 1))
-    def persistent(W, states, words, sync, base, T, B, Hs):
+    def persistent(W, b, states, words, sync, base, T, B, Hs):
         memory = cuda.shared.array(0, float32, alignment=ALIGNED)
         stored = cuda.shared.array(0, weight, alignment=ALIGNED)  # the same memory, as W's words
         tid = cuda.threadIdx.x
@@ -368,14 +374,15 @@ def persistent_kernel(plan: PersistentPlan, asynchronous: bool) -> Any:
                         memory[STAGE + j * Hp + g * SPREAD + FOUR * tid + i] = float32(0)
         mine, other = ptx.lane_row(lane, ROWS), ptx.lane_row(lane, FOUR)
 
-        # The first of the sums that this thread finishes: its b + U x is read a step ahead.
+        # The first of the sums that this thread finishes: its U x is read a step ahead.
         seq, row = s0 + tid // OWN, first + tid % OWN
         early = tid < min(count, CHUNK) * OWN and row < Hs
         ahead = states[(B + seq) * Hs + row] if early else float32(0)
+        bias = b[row] if early else float32(0)
         turn = 0
 
         for t in range(T):
-            total = ahead
+            total = bias + ahead
             if early and t + 1 < T:
                 ahead = states[((t + 2) * B + seq) * Hs + row]
             if t > 0:
@@ -386,44 +393,73 @@ def persistent_kernel(plan: PersistentPlan, asynchronous: bool) -> Any:
                 part = PARTIAL + turn * PART
                 turn = 1 - turn
                 # h[t-1] of a chunk of sequences: each thread fetches the columns that it multiplies, for itself alone.
-                for g in range(GROUPS):
-                    k = FOUR * (tid + g * THREADS)
-                    if k < Hs:
-                        if VALUES and t > 0:
-                            for j in range(0, chunk, POLL):
-                                at = ((base + t) % 2 * B + s0 + c + j) * Hs + k
-                                values, ready = ptx.ld_tagged(words, at, Hs, POLL, int32(base + t))
-                                while not ready:
+                if not DIRECT:
+                    for g in range(GROUPS):
+                        k = FOUR * (tid + g * THREADS)
+                        if k < Hs:
+                            if VALUES and t > 0:
+                                for j in range(0, chunk, POLL):
+                                    at = ((base + t) % 2 * B + s0 + c + j) * Hs + k
                                     values, ready = ptx.ld_tagged(words, at, Hs, POLL, int32(base + t))
-                                ptx.store4s(memory, STAGE + j * Hp + k, Hp, values)
+                                    while not ready:
+                                        values, ready = ptx.ld_tagged(words, at, Hs, POLL, int32(base + t))
+                                    ptx.store4s(memory, STAGE + j * Hp + k, Hp, values)
+                            else:
+                                for j in range(chunk):
+                                    copy(memory, STAGE + j * Hp + k, states, (t * B + s0 + c + j) * Hs + k)
+                    copies_wait()
+
+                if PAIRS:
+                    for j in range(0, chunk, 2):
+                        i = min(j + 1, chunk - 1)  # where one is left over it is done twice
+                        h = ptx.tile_load(memory, STAGE + j * Hp + FOUR * tid, 0, SPREAD, 1, GROUPS)
+                        h2 = ptx.tile_load(memory, STAGE + i * Hp + FOUR * tid, 0, SPREAD, 1, GROUPS)
+                        sums, sums2 = times(tile, h, ptx.zeros(ROWS)), times(tile, h2, ptx.zeros(ROWS))
+                        rows, rows2 = ptx.two_warp_sums(sums, sums2, lane)
+                        to, to2 = part + (warp * CHUNK + j) * OWN, part + (warp * CHUNK + i) * OWN
+                        if mine < ROWS:
+                            memory[to + mine] = rows
+                            memory[to2 + mine] = rows2
+                        for r in range(0, EXTRA, FOUR):
+                            more = load(stored, own + r * Hp // WORDS, Hp // WORDS, SPREAD // WORDS, FOUR, GROUPS)
+                            fours, fours2 = times(more, h, ptx.zeros(FOUR)), times(more, h2, ptx.zeros(FOUR))
+                            rows, rows2 = ptx.two_warp_sums(fours, fours2, lane)
+                            if other < FOUR:
+                                memory[to + ROWS + r + other] = rows
+                                memory[to2 + ROWS + r + other] = rows2
+                else:
+                    if DIRECT:
+                        if VALUES and t > 0:
+                            at = ((base + t) % 2 * B + s0) * Hs + FOUR * tid
+                            h, ready = ptx.ld_tagged(words, at, SPREAD, GROUPS, int32(base + t))
+                            while not ready:
+                                h, ready = ptx.ld_tagged(words, at, SPREAD, GROUPS, int32(base + t))
                         else:
-                            for j in range(chunk):
-                                copy(memory, STAGE + j * Hp + k, states, (t * B + s0 + c + j) * Hs + k)
-                copies_wait()
-                for j in range(chunk):
-                    h = ptx.tile_load(memory, STAGE + j * Hp + FOUR * tid, 0, SPREAD, 1, GROUPS)
-                    sum_to = part + (warp * CHUNK + j) * OWN
+                            h = ptx.tile_load(states, (t * B + s0) * Hs + FOUR * tid, 0, SPREAD, 1, GROUPS)
+                    else:
+                        h = ptx.tile_load(memory, STAGE + FOUR * tid, 0, SPREAD, 1, GROUPS)
+                    to = part + warp * OWN
                     rows = ptx.warp_sums(times(tile, h, ptx.zeros(ROWS)), lane)
                     if mine < ROWS:
-                        memory[sum_to + mine] = rows
+                        memory[to + mine] = rows
                     for r in range(0, EXTRA, FOUR):
                         more = load(stored, own + r * Hp // WORDS, Hp // WORDS, SPREAD // WORDS, FOUR, GROUPS)
                         rows = ptx.warp_sums(times(more, h, ptx.zeros(FOUR)), lane)
                         if other < FOUR:
-                            memory[sum_to + ROWS + r + other] = rows
+                            memory[to + ROWS + r + other] = rows
                 cuda.syncthreads()  # the sums of all warps are there
 
                 for j in range(tid, chunk * OWN, THREADS):
-                    b, r = s0 + c + j // OWN, first + j % OWN
+                    s, r = s0 + c + j // OWN, first + j % OWN
                     if r < Hs:
-                        at = ((t + 1) * B + b) * Hs + r
+                        at = ((t + 1) * B + s) * Hs + r
                         if c + j != tid:
-                            total = states[at]
+                            total = b[r] + states[at]
                         for w in range(WARPS):
                             total += memory[part + w * CHUNK * OWN + j]
                         state = math.tanh(total)
                         if VALUES:
-                            ptx.st_tagged(words, ((base + t + 1) % 2 * B + b) * Hs + r, state, int32(base + t + 1))
+                            ptx.st_tagged(words, ((base + t + 1) % 2 * B + s) * Hs + r, state, int32(base + t + 1))
                         states[at] = state
             arrive(sync, base, team, n, BLOCKS, t)  # h[t] of this block is there
 
@@ -433,7 +469,7 @@ def persistent_kernel(plan: PersistentPlan, asynchronous: bool) -> Any:
 def persistent(
     net: RNN,
     dtype: str = "float32",
-    barrier: str = "flags",
+    barrier: str = BARRIERS[0],
     teams: int | None = None,
     products: str = "auto",
     device: int = 0,
@@ -463,19 +499,19 @@ def persistent(
                 kernel=persistent_kernel(plan, gpu.device.capability >= OLDEST_ASYNC),
                 weights=[gpu.send(weights_of(layer.W, rows, plan.Hp, dtype)) for layer in net.layers],
                 words=gpu.send(np.zeros(2 * B * Hs if barrier == "values" else 2, np.int32)),
-                sync=gpu.send(np.zeros(plan.grid, np.int32)),
+                sync=gpu.send(np.zeros(plan.grid * APART, np.int32)),
                 base=0,
             )
         plan = held["plan"]
         if (held["base"] + T) * plan.blocks > 2**30:  # the numbers are 32 bits wide
             held.update(words=gpu.send(np.zeros(held["words"].shape, np.int32)), base=0)
-            held["sync"] = gpu.send(np.zeros(plan.grid, np.int32))
+            held["sync"] = gpu.send(np.zeros(plan.grid * APART, np.int32))
 
-    def recur(l: int, states: Any, T: int, B: int) -> None:
+    def recur(l: int, b: Any, states: Any, T: int, B: int) -> None:
         prepare(T, B)
         plan = held["plan"]
         gpu.launch(
-            held["kernel"], plan.grid, plan.threads, held["weights"][l], states, held["words"], held["sync"],
+            held["kernel"], plan.grid, plan.threads, held["weights"][l], b, states, held["words"], held["sync"],
             held["base"], T, B, round_up(plan.H, FOUR), shared=plan.shared, plan=plan, what="numba_cuda/persistent",
         )  # fmt: skip
         held["base"] += T

@@ -7,21 +7,24 @@ Nothing is imported here before it is needed: `import rnnpar` must not touch CUD
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import tempfile
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from rnnpar.kernels.launch import why_no_gpu
+from rnnpar.kernels.launch import _driver, why_no_gpu
 from rnnpar.registry import Unavailable
 
 HERE = Path(__file__).parent
 INSTALL = "cupy-cuda13x[ctk]"  # ctk: NVRTC and cuBLAS come along, so that no CUDA toolkit is needed
 CLUSTERS = (9, 0)  # the compute capability that has them
 NON_PORTABLE_CLUSTER = 14  # CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
+CLUSTER_DIMENSION = 4  # CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+HALF_AND_MORE = 128 * 1024  # bytes of shared memory that no two blocks of a multiprocessor can have together
 WITHOUT_ASKING = 48 * 1024  # bytes of shared memory that a kernel may have without an attribute
 
 
@@ -148,6 +151,48 @@ def allow_shared(kernel: Any, size: int) -> None:
 def allow_large_cluster(cupy: Any, kernel: Any) -> None:
     """Let a kernel be launched in clusters of 16 blocks, which not every card of this architecture must have."""
     cupy.cuda.driver.funcSetAttribute(kernel.kernel.ptr, NON_PORTABLE_CLUSTER, 1)
+
+
+def resident_clusters(cupy: Any, largest: int) -> tuple[int, ...]:
+    """How many clusters of 1, 2, 4, ... `largest` blocks the driver can have resident together, a multiprocessor each.
+
+    Empty where the driver does not tell.
+    """
+    driver, *_ = _driver()
+    if driver is None:
+        return ()
+    nothing = cupy.RawKernel('extern "C" __global__ void nothing() {}', "nothing", options=("--std=c++17",))
+    allow_shared(nothing, HALF_AND_MORE)
+    allow_large_cluster(cupy, nothing)
+    found, size = [], 1
+    while size <= largest:
+        dimension = _Attribute(CLUSTER_DIMENSION, (size, 1, 1))
+        launch = _Launch((size, 1, 1), (32, 1, 1), HALF_AND_MORE, None, ctypes.pointer(dimension), 1)
+        count = ctypes.c_int()
+        function = ctypes.c_void_p(nothing.kernel.ptr)
+        if driver.cuOccupancyMaxActiveClusters(ctypes.byref(count), function, ctypes.byref(launch)):
+            return ()
+        found.append(count.value)
+        size *= 2
+    return tuple(found)
+
+
+class _Attribute(ctypes.Structure):
+    """CUlaunchAttribute, of a cluster's dimension."""
+
+    _fields_: ClassVar = [("id", ctypes.c_int), ("pad", ctypes.c_int), ("value", ctypes.c_uint32 * 16)]
+
+    def __init__(self, number: int, value: tuple[int, ...]):
+        super().__init__(number, 0, value)
+
+
+class _Launch(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_: ClassVar = [
+        ("grid", ctypes.c_uint32 * 3), ("block", ctypes.c_uint32 * 3), ("shared", ctypes.c_uint32),
+        ("stream", ctypes.c_void_p), ("attributes", ctypes.POINTER(_Attribute)), ("count", ctypes.c_uint32),
+    ]  # fmt: skip
 
 
 def _first_line(error: BaseException) -> str:

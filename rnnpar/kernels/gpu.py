@@ -2,13 +2,13 @@
 
 U x of all steps before the recurrence and V h with softmax after it are products of whole matrices:
 
-    product    C = A B^T + bias; a block makes a tile of C, each thread a square of it in registers
-    softmax    y = softmax(y), a row a warp
+    product    C = A B^T; a block makes a tile of C, each thread a square of it in registers
+    softmax    y = softmax(y + c), a row a warp
     place      h0 into the states' first slot, with zeros up to a multiple of four
     take       the last states out of them
 
 The states of a layer are (T + 1, B, Hs) float32, Hs being H rounded up to a multiple of four: slot 0 holds h0, slot
-t + 1 holds b + U x[t] before step t, and h[t] after it.
+t + 1 holds U x[t] before step t, and h[t] after it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 from cuda.bindings import driver
 from numba import cuda, float32
 
-from rnnpar.kernels import ptx
+from rnnpar.kernels import cublas, ptx
 from rnnpar.kernels.launch import FOUR, WARP, Device, DoesNotFit, check_resident, round_up, why_no_gpu
 from rnnpar.network import RNN
 
@@ -42,7 +42,7 @@ POOL = 2  # results that are kept for reuse: a caller often holds the last one d
 
 @cache
 def product_kernel(size: int) -> Any:
-    """C[m, n] = bias[n] + the sum of A[m, k] B[n, k]: 256 threads make a tile of 64 * size squared of C.
+    """C[m, n] = the sum of A[m, k] B[n, k]: 256 threads make a tile of 64 * size squared of C.
 
     Parallelises: tiles of C over blocks, squares of 4 * size over threads. Synchronises: a block, twice for DEPTH
     columns. Moves: each of A and B from memory once for each tile across.
@@ -51,7 +51,7 @@ def product_kernel(size: int) -> Any:
     ROOM = DEPTH * PITCH
 
     @cuda.jit(launch_bounds=(256, 1))
-    def product(A, a0, lda, B, ldb, bias, C, c0, ldc, M, N, K):
+    def product(A, a0, lda, B, ldb, C, c0, ldc, M, N, K):
         left = cuda.shared.array(ROOM, float32, alignment=ALIGNED)
         right = cuda.shared.array(ROOM, float32, alignment=ALIGNED)
         tid = cuda.threadIdx.x
@@ -71,20 +71,22 @@ def product_kernel(size: int) -> Any:
                 b = ptx.tile_load(right, k * PITCH + across, 0, 64, 1, size)
                 sums = ptx.outer(a, b, sums)
             cuda.syncthreads()  # all have used them
-        ptx.tile_store(C, c0, ldc, row + down, M, column + across, N, 64, bias, sums)
+        ptx.tile_store(C, c0, ldc, row + down, M, column + across, N, 64, sums)
 
     return product
 
 
 @cuda.jit
-def softmax_rows(y, M, O):
-    """Each row of y (M, O) becomes its softmax. A warp takes a row; its lanes meet by shuffles."""
+def softmax_rows(y, c, M, O):
+    """Each row of y (M, O) becomes softmax(y + c). A warp takes a row; its lanes meet by shuffles."""
     lane = cuda.threadIdx.x % WARP
     row = cuda.blockIdx.x * ROWS + cuda.threadIdx.x // WARP
     if row < M:
         most = float32(-math.inf)
         for i in range(lane, O, WARP):
-            most = max(most, y[row * O + i])
+            logit = y[row * O + i] + c[i]
+            y[row * O + i] = logit
+            most = max(most, logit)
         for bit in (16, 8, 4, 2, 1):
             most = max(most, cuda.shfl_xor_sync(EVERYBODY, most, bit))
         total = float32(0)
@@ -222,7 +224,7 @@ class Gpu:
         """Wait for all that was launched. RuntimeError if any of it failed."""
         with self:
             status, *_ = driver.cuStreamSynchronize(0)
-            if status != driver.CUresult.CUDA_SUCCESS:
+            if status:
                 raise RuntimeError(f"a kernel failed on {self.device.name}: {status.name}")
 
     def hand_back(self, like: Any, array: Any) -> Any:
@@ -249,22 +251,27 @@ class Launch:
         self.end = () if cooperative else (0,)
         self.function = driver.CUfunction(int(function.handle))
         self.shape = (*(grid if isinstance(grid, tuple) else (grid, 1)), 1, threads, 1, 1, shared, 0)
+        self.words: Any = None
 
     def __call__(self, args: tuple) -> None:
         words: list[int] = []
         for arg in args:
-            words += [arg] if isinstance(arg, int) else words_of(arg)
-        values = (ctypes.c_int64 * len(words))(*words)
-        first = ctypes.addressof(values)
-        where = (ctypes.c_uint64 * len(words))(*range(first, first + 8 * len(words), 8))
-        status, *_ = self.ask(self.function, *self.shape, ctypes.addressof(where), *self.end)
-        if status != driver.CUresult.CUDA_SUCCESS:
+            words += (arg,) if isinstance(arg, int) else words_of(arg)
+        if self.words is None:
+            self.words = (ctypes.c_int64 * len(words))()
+            first = ctypes.addressof(self.words)
+            self.places = (ctypes.c_uint64 * len(words))(*range(first, first + 8 * len(words), 8))
+            self.where = ctypes.addressof(self.places)
+        self.words[:] = words
+        status = self.ask(self.function, *self.shape, self.where, *self.end)[0]
+        if status:
             raise RuntimeError(status.name)
 
 
-def words_of(array: Any) -> list[int]:
+def words_of(array: Any) -> tuple[int, ...]:
     """A contiguous device array as Numba's kernels take it, with one dimension."""
-    return [0, 0, array.size, array.dtype.itemsize, array.device_ctypes_pointer.value, array.size, array.dtype.itemsize]
+    size, each = array.size, array.dtype.itemsize
+    return 0, 0, size, each, array.device_ctypes_pointer.value, size, each
 
 
 def allow_shared(function: Any, size: int) -> None:
@@ -289,11 +296,11 @@ def open_gpu(number: int) -> Gpu:
 class Pass:
     """`forward(x, h0)` around a recurrence: everything but W h, for all layers and steps, on the device.
 
-    `recur(layer, states, T, B)` turns the states of one layer from b + U x into h. NumPy in, NumPy out; device
+    `recur(layer, b, states, T, B)` turns the states of one layer from U x into h. NumPy in, NumPy out; device
     arrays in, device arrays out, which are ready when `synchronize` returns or for what follows in the same stream.
     """
 
-    def __init__(self, net: RNN, gpu: Gpu, recur: Callable[[int, Any, int, int], None], products: str = "auto"):
+    def __init__(self, net: RNN, gpu: Gpu, recur: Callable[[int, Any, Any, int, int], None], products: str = "auto"):
         self.net, self.gpu, self.recur = net, gpu, recur
         self.products = choose_products(products)
         self.info: dict[str, Any] = {"products": self.products, "device": gpu.device.name}
@@ -320,41 +327,30 @@ class Pass:
                 states = self.states[l % 2]
                 gpu.launch(place, blocks_for(B * Hs), 256, before, l * B * H, states, 0, B, H, Hs)
                 fan_in = net.input_size if l == 0 else H
-                self.multiply(below, first, ld, U, fan_in, b, states, B * Hs, Hs, T * B, Hs, fan_in)
-                self.recur(l, states, T, B)
+                self.multiply(below, first, ld, U, fan_in, states, B * Hs, Hs, T * B, Hs, fan_in)
+                self.recur(l, b, states, T, B)
                 if h is None:
                     h = gpu.result((L, B, H))  # the GPU is busy with the steps: this costs no time, nor what follows
                 gpu.launch(take, blocks_for(B * H), 256, states, T * B * Hs, h, l * B * H, B, H, Hs)
                 below, first, ld = states, B * Hs, Hs
             y = gpu.result((T, B, O))
-            self.multiply(below, first, ld, self.V, H, self.c, y, 0, O, T * B, O, H)
-            gpu.launch(softmax_rows, -(-T * B // ROWS), ROWS * WARP, y, T * B, O)
+            self.multiply(below, first, ld, self.V, H, y, 0, O, T * B, O, H)
+            gpu.launch(softmax_rows, -(-T * B // ROWS), ROWS * WARP, y, self.c, T * B, O)
             return gpu.hand_back(x, y), gpu.hand_back(x, h)
 
     def multiply(
-        self, A: Any, a0: int, lda: int, weights: Any, ldb: int, bias: Any, C: Any, c0: int, ldc: int,
-        M: int, N: int, K: int,
-    ) -> None:  # fmt: skip
-        """C = A weights^T + bias: by the kernel above, or by cuBLAS, which CuPy brings."""
+        self, A: Any, a0: int, lda: int, weights: Any, ldb: int, C: Any, c0: int, ldc: int, M: int, N: int, K: int
+    ) -> None:
+        """C = A weights^T: by the kernel above, or by cuBLAS, which CuPy brings."""
         if self.products == "cublas":
+            left, right, to = (array.device_ctypes_pointer.value for array in (A, weights, C))
             import cupy
 
-            target = self.matrix(cupy, C, c0, M, N, ldc)
-            cupy.matmul(self.matrix(cupy, A, a0, M, K, lda), self.matrix(cupy, weights, 0, N, K, ldb).T, out=target)
-            target += self.matrix(cupy, bias, 0, 1, N, N)
+            cublas.product(cupy.cuda, left + 4 * a0, lda, right, ldb, to + 4 * c0, ldc, M, N, K)
             return
         size = 2 if 2 * self.gpu.device.multiprocessors <= (-(-M // 128)) * (-(-N // 128)) else 1
         tiles = (-(-M // (64 * size)), -(-N // (64 * size)))
-        self.gpu.launch(product_kernel(size), tiles, 256, A, a0, lda, weights, ldb, bias, C, c0, ldc, M, N, K)
-
-    def matrix(self, cupy: Any, array: Any, first: int, rows: int, columns: int, pitch: int) -> Any:
-        """A float32 device array from `first` on as CuPy's matrix, by its address: what the array itself would be asked
-        for takes longer than a product."""
-        memory = cupy.cuda.UnownedMemory(
-            array.device_ctypes_pointer.value, 4 * array.size, array, device_id=self.gpu.number
-        )
-        at = cupy.cuda.MemoryPointer(memory, 4 * first)
-        return cupy.ndarray((rows, columns), np.float32, at, strides=(4 * pitch, 4))
+        self.gpu.launch(product_kernel(size), tiles, 256, A, a0, lda, weights, ldb, C, c0, ldc, M, N, K)
 
     def synchronize(self) -> None:
         """Wait for the last call's results."""

@@ -221,11 +221,13 @@ def graph_node(gpu: Gpu) -> float:
 
 def meeting(gpu: Gpu, kind: str) -> float:
     """Seconds of one meeting of a block on every multiprocessor."""
+    from rnnpar.backends.numba_cuda import APART
+
     blocks = gpu.device.multiprocessors
     if kind == "values":
         blocks = max(FOUR, blocks // FOUR * FOUR)  # it polls for four at a time
     state = {"base": 0}
-    memory = gpu.send(np.zeros(2 * blocks, np.int32) if kind == "values" else np.zeros(blocks, np.int32))
+    memory = gpu.send(np.zeros(2 * blocks, np.int32) if kind == "values" else np.zeros(blocks * APART, np.int32))
     kernel = values_kernel if kind == "values" else meetings_kernel(kind)
 
     def run(count: int) -> None:

@@ -59,11 +59,20 @@ class Device:
     memory: int
     cluster: int
     clock: float
+    clusters: tuple[int, ...] = ()  # of 1, 2, 4, ... blocks, that are resident together with a multiprocessor a block
 
     @property
     def warps(self) -> int:
         """Warps that are resident in a multiprocessor at most."""
         return self.threads // WARP
+
+    def resident_clusters(self, blocks: int) -> int:
+        """How many clusters of so many blocks (a power of two) are resident together, with a multiprocessor a block.
+
+        A cluster lies within a group of multiprocessors (GPC), and not every group has a multiple of its size.
+        """
+        number = blocks.bit_length() - 1
+        return self.clusters[number] if number < len(self.clusters) else max(1, self.multiprocessors // blocks)
 
     @classmethod
     def current(cls, number: int = 0) -> Device:
@@ -102,10 +111,10 @@ class Device:
         )  # fmt: skip
 
 
-# Data sheets and the Programming Guide; clocks are the boost clocks.
+# Data sheets and the Programming Guide; clocks are the boost clocks. Clusters: what the driver of an H200 says.
 H100 = Device(
     "NVIDIA H100 80GB HBM3", (9, 0), 132, 65536, 65536, 255, 228 * KIB, 227 * KIB, KIB, 2048, 1024, 32,
-    50 * MIB, 80 * GIB, 16, 1.98e9,
+    50 * MIB, 80 * GIB, 16, 1.98e9, (132, 66, 30, 15, 7),
 )  # fmt: skip
 A100 = Device(
     "NVIDIA A100-SXM4-40GB", (8, 0), 108, 65536, 65536, 255, 164 * KIB, 163 * KIB, KIB, 2048, 1024, 32,
@@ -235,8 +244,8 @@ MOST_ROWS = 32  # that the lanes of a warp can share out among themselves when t
 OWN_REGISTERS = 48  # of a thread, beside its tile, its sums and its share of h: addresses, counters, what is under way
 # Before Hopper ptxas keeps far more registers beside the tile of `persistent`, from the same PTX (sm_75 about 150 where
 # sm_90a needs 70), and spills where fewer are left free. Found by compiling: tests/kernels/test_cubins.py.
-OLDER_OWN_REGISTERS = 184
-BARRIERS = ("flags", "counter", "grid", "values")
+OLDER_OWN_REGISTERS = 190
+BARRIERS = ("counter", "flags", "grid", "values")  # the first is taken where nothing is said: the fastest on an H200
 
 
 @dataclass(frozen=True)
@@ -335,12 +344,17 @@ class PersistentPlan:
         return self.blocks * self.teams
 
     @property
+    def direct(self) -> bool:
+        """Whether h needs no shared memory: a sequence a team, whose columns are just those of the threads."""
+        return self.sequences == 1 and round_up(self.H, FOUR) == self.Hp
+
+    @property
     def warps(self) -> int:
         return self.threads // WARP
 
 
 def plan_persistent(
-    device: Device, H: int, B: int, dtype: str = "float32", barrier: str = "flags", teams: int | None = None
+    device: Device, H: int, B: int, dtype: str = "float32", barrier: str = BARRIERS[0], teams: int | None = None
 ) -> PersistentPlan:
     """The plan with the fewest cycles a step, of all that fit, by `step_cycles`; `teams` fixes their number.
 
@@ -379,14 +393,21 @@ def _persistent(device: Device, H: int, B: int, dtype: str, barrier: str, groups
     tail = B - (teams - 1) * sequences
     poll = max(d for d in (1, 2, 3, 4) if sequences % d == 0 and tail % d == 0) if barrier == "values" else 1
     cap = register_ceiling(device, threads)
-    beside = own_registers(device) + FOUR * groups + (2 * FOUR * poll if barrier == "values" else 0)
-    # Of the registers that are left beside h, a row takes its share of the tile and its sum; the rest are taken four by
-    # four from shared memory.
-    most = min(MOST_ROWS, (cap - beside) * words // (FOUR * groups + words))
+    hopper = device.capability >= HOPPER
+    pair = min(2, sequences) if hopper else 1  # sequences that are multiplied together; see OLDER_OWN_REGISTERS
+    piece = FOUR * groups if hopper else 0  # of rows that come from shared memory, beside those in registers
+    beside = own_registers(device) + pair * FOUR * groups + (2 * FOUR * poll if barrier == "values" else 0)
+    # Of the registers that are left beside h, a row takes its share of the tile and its sums; the rest are taken four
+    # by four from shared memory.
+    most = min(MOST_ROWS, (cap - beside) * words // (FOUR * groups + pair * words))
+    if most < own:
+        most = min(MOST_ROWS, (cap - beside - piece) * words // (FOUR * groups + pair * words))
     extra = round_up(max(0, own - most), FOUR)
     rows = own - extra
     if rows < 1:  # too few for four rows
-        raise DoesNotFit(what, "registers a thread", beside + FOUR * (FOUR * groups + words) // words, cap, advice)
+        raise DoesNotFit(
+            what, "registers a thread", beside + piece + FOUR * (FOUR * groups + pair * words) // words, cap, advice
+        )
     # Shared memory holds what registers do not of W, and of each sequence in a chunk h, and the warps' sums twice.
     fixed, each = extra * Hp // words, Hp + 2 * (threads // WARP) * own
     chunk = min(sequences, (device.shared_per_block // 4 - fixed) // each) // poll * poll

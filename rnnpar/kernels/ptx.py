@@ -491,17 +491,17 @@ def _corner(part: int, spread: int) -> int:
     return part // FOUR * spread + part % FOUR
 
 
-def _tile_store(C, c0, ldc, row, M, column, N, spread, bias, sums):
+def _tile_store(C, c0, ldc, row, M, column, N, spread, sums):
     side = int(len(sums) ** 0.5)
     for at, value in enumerate(sums):
         r, n = row + _corner(at // side, spread), column + _corner(at % side, spread)
         if r < M and n < N:
-            C[c0 + r * ldc + n] = value + bias[n]
+            C[c0 + r * ldc + n] = value
 
 
 @instruction(_tile_store)
-def tile_store(typingctx, C, c0, ldc, row, M, column, N, spread, bias, sums):
-    """C[row + i, column + j] = sums[i, j] + bias[column + j], where that is inside of M x N.
+def tile_store(typingctx, C, c0, ldc, row, M, column, N, spread, sums):
+    """C[row + i, column + j] = sums[i, j], where that is inside of M x N.
 
     The square of sums consists of 4 x 4 pieces, `spread` rows and columns apart. C begins at c0 with `ldc` to a row.
     """
@@ -515,7 +515,7 @@ def tile_store(typingctx, C, c0, ldc, row, M, column, N, spread, bias, sums):
             shift = builder.mul(integer(7), ir.Constant(I64, part // FOUR))
             return builder.add(start, builder.add(shift, ir.Constant(I64, part % FOUR)))
 
-        values = _split(builder, args[9], sums.count)
+        values = _split(builder, args[8], sums.count)
         columns = [corner(integer(5), part) for part in range(side)]
         inside = [builder.icmp_signed("<", n, integer(6)) for n in columns]
         for i in range(side):
@@ -524,13 +524,12 @@ def tile_store(typingctx, C, c0, ldc, row, M, column, N, spread, bias, sums):
             with builder.if_then(builder.icmp_signed("<", r, integer(4))):
                 for j in range(side):
                     with builder.if_then(inside[j]):
-                        add = builder.load(_pointer(context, builder, sig.args[8], args[8], columns[j], types.int64))
                         at = builder.add(start, columns[j])
                         pointer = _pointer(context, builder, sig.args[0], args[0], at, types.int64)
-                        builder.store(builder.fadd(values[i * side + j], add), pointer)
+                        builder.store(values[i * side + j], pointer)
         return context.get_dummy_value()
 
-    return signature(types.void, C, c0, ldc, row, M, column, N, spread, bias, sums), codegen
+    return signature(types.void, C, c0, ldc, row, M, column, N, spread, sums), codegen
 
 
 # --- sums over a warp --------------------------------------------------------------------------------------------
@@ -569,6 +568,10 @@ def _warp_sums(sums: tuple, lane: int, exchange: Callable[[Any, int], Any]) -> A
     return values[0]
 
 
+def _two_warp_sums(sums: tuple, others: tuple, lane: int, exchange: Callable[[Any, int], Any]) -> tuple:
+    return _warp_sums(sums, lane, exchange), _warp_sums(others, lane, exchange)
+
+
 @instruction(_warp_sums, kind="warp")
 def warp_sums(typingctx, sums, lane):
     """Adds up `sums` over the 32 lanes of a warp; lane l gets the total of row lane_row(l, rows). 32 rows at most.
@@ -579,25 +582,47 @@ def warp_sums(typingctx, sums, lane):
         return None
 
     def codegen(context, builder, sig, args):
-        values, bit = _split(builder, args[0], sums.count), 16
         lane = context.cast(builder, args[1], sig.args[1], types.int32)
-        while bit:
-            half = (len(values) + 1) // 2
-            if len(values) > 1:
-                upper = builder.icmp_signed("!=", builder.and_(lane, ir.Constant(I32, bit)), ir.Constant(I32, 0))
-                high = values[half:] + [ir.Constant(F32, 0)] * (2 * half - len(values))
-                pairs = list(zip(values[:half], high, strict=True))
-                keep = [builder.select(upper, b, a) for a, b in pairs]
-                give = [builder.select(upper, a, b) for a, b in pairs]
-            else:
-                keep = give = values
-            values = [
-                builder.fadd(mine, _butterfly(builder, theirs, bit)) for mine, theirs in zip(keep, give, strict=True)
-            ]
-            bit //= 2
-        return values[0]
+        return _sums_over_lanes(builder, [_split(builder, args[0], sums.count)], lane)[0]
 
     return signature(types.float32, sums, lane), codegen
+
+
+@instruction(_two_warp_sums, kind="warp")
+def two_warp_sums(typingctx, sums, others, lane):
+    """(warp_sums(sums, lane), warp_sums(others, lane)), as many of each: neither waits for the other's shuffles."""
+    if not isinstance(sums, types.UniTuple) or not 1 <= sums.count <= WARP or sums != others:
+        return None
+    result = types.UniTuple(types.float32, 2)
+
+    def codegen(context, builder, sig, args):
+        lane = context.cast(builder, args[2], sig.args[2], types.int32)
+        totals = _sums_over_lanes(builder, [_split(builder, arg, sums.count) for arg in args[:2]], lane)
+        return _tuple(context, builder, result, totals)
+
+    return signature(result, sums, others, lane), codegen
+
+
+def _sums_over_lanes(builder: Any, groups: list[list[Any]], lane: Any) -> list[Any]:
+    """What _warp_sums does, for groups of equally many values side by side: each swap of one and then of the next."""
+    bit = 16
+    while bit:
+        upper = builder.icmp_signed("!=", builder.and_(lane, ir.Constant(I32, bit)), ir.Constant(I32, 0))
+        groups = [_swapped(builder, values, bit, upper) for values in groups]
+        bit //= 2
+    return [values[0] for values in groups]
+
+
+def _swapped(builder: Any, values: list[Any], bit: int, upper: Any) -> list[Any]:
+    half = (len(values) + 1) // 2
+    if len(values) > 1:
+        high = values[half:] + [ir.Constant(F32, 0)] * (2 * half - len(values))
+        pairs = list(zip(values[:half], high, strict=True))
+        keep = [builder.select(upper, b, a) for a, b in pairs]
+        give = [builder.select(upper, a, b) for a, b in pairs]
+    else:
+        keep = give = values
+    return [builder.fadd(mine, _butterfly(builder, theirs, bit)) for mine, theirs in zip(keep, give, strict=True)]
 
 
 def _butterfly(builder: Any, value: Any, bit: int) -> Any:

@@ -21,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rnnpar import machine, model_gpu
+from rnnpar.kernels import launch
 from rnnpar.kernels.launch import A100, H100, KNOWN, T4, Device, DoesNotFit
 from rnnpar.model_gpu import LEVELS, GpuModel, Rates
 from rnnpar.peaks import GPU_VERSION
@@ -578,7 +579,7 @@ def share_of_floor(seen: Seen, method: str = "numba_cuda/persistent", B: int = 1
     """The floor of a step over the time of a step, by H: measured, or predicted where nothing was measured."""
     found = times(seen)
     tried = [H for H in SIZES if near(seen, H) and ((method, H, B) in found or not seen.measured)]
-    barrier = dict(option.split("=") for option in method.split()[1:]).get("barrier", "flags")
+    barrier = dict(option.split("=") for option in method.split()[1:]).get("barrier", launch.BARRIERS[0])
     shares = {}
     for H in tried:
         took = found[method, H, B].value if seen.measured else predict(seen, method, H, B)

@@ -185,6 +185,7 @@ def co_residency() -> str:
 
 def too_many_blocks() -> str:
     """One block more than there is room for: refused, with the limit's name."""
+    from rnnpar.backends.numba_cuda import APART
     from rnnpar.kernels.gpu import open_gpu
     from rnnpar.kernels.gpu_probe import TOGETHER, meetings_kernel
     from rnnpar.kernels.launch import DoesNotFit
@@ -192,7 +193,7 @@ def too_many_blocks() -> str:
     gpu = open_gpu(0)
     blocks = gpu.device.multiprocessors * gpu.device.blocks + 1
     with gpu:
-        memory = gpu.send(np.zeros(blocks, np.int32))
+        memory = gpu.send(np.zeros(blocks * APART, np.int32))
         try:
             gpu.launch(meetings_kernel("flags"), blocks, 1024, memory, 0, 2, plan=TOGETHER, what="a meeting")
             gpu.synchronize()

@@ -7,9 +7,10 @@ Letters as everywhere: T steps, B batch, I input, H hidden, O output, L layers.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -142,9 +143,13 @@ def refusal(error: ValueError) -> str:
 
 def limits() -> dict[str, Any]:
     """The limits of this machine's GPU as its driver tells them; empty where it does not."""
+    from rnnpar.kernels import cuda_source
     from rnnpar.kernels.launch import Device
 
     try:
-        return asdict(Device.current())
+        device = Device.current()
     except (RuntimeError, ValueError):
         return {}
+    if device.cluster > 1 and importlib.util.find_spec("cupy"):
+        device = replace(device, clusters=cuda_source.resident_clusters(cuda_source.open_cupy(), device.cluster))
+    return asdict(device)

@@ -27,11 +27,11 @@ NARROW = replace(HOPPER, name="a card with few registers", registers_per_thread=
 BARRIERS = ("flags", "counter", "grid", "values")
 
 
-def numpy_product(self, A, a0, lda, weights, ldb, bias, C, c0, ldc, M, N, K):
+def numpy_product(self, A, a0, lda, weights, ldb, C, c0, ldc, M, N, K):
     """In the place of the product kernel, which has tests of its own and takes most of the time."""
     left = A.values.ravel()[a0 : a0 + M * lda].reshape(M, lda)[:, :K]
     right = weights.values.ravel().reshape(N, ldb)[:, :K]
-    C.values.reshape(-1)[c0 : c0 + M * ldc].reshape(M, ldc)[:, :N] = left @ right.T + bias.values.ravel()[:N]
+    C.values.reshape(-1)[c0 : c0 + M * ldc].reshape(M, ldc)[:, :N] = left @ right.T
 
 
 @pytest.fixture
@@ -237,7 +237,7 @@ def test_timestep_with_one_thread_and_with_many():
 @pytest.mark.parametrize(
     ("strategy", "options", "words"),
     [
-        ("persistent", {"barrier": "flag"}, "barrier is 'flag'; it must be one of flags, counter, grid, values"),
+        ("persistent", {"barrier": "flag"}, "barrier is 'flag'; it must be one of counter, flags, grid, values"),
         ("persistent", {"dtype": "float16"}, "float16.*bfloat16"),
         ("block", {"dtype": "float16"}, "float16.*bfloat16"),
         ("steps", {"dtype": "float16"}, "float16.*bfloat16"),
@@ -311,11 +311,14 @@ def fails(module, strategy, seeds=8, T=5, B=2, H=13, L=1, **options) -> bool:
     return False
 
 
-FLAG_WAIT = "        while ptx.ld_acquire(sync, team * blocks + i) - (base + t) < 0:"
-COUNTER_WAIT = "        while ptx.ld_acquire(sync, team) - (base + t) * blocks < 0:"
-POLL = "                                while not ready:"
+FLAG_WAIT = "        while ptx.ld_acquire(sync, (team * blocks + i) * APART) - (base + t) < 0:"
+COUNTER_WAIT = "        while ptx.ld_acquire(sync, team * APART) - (base + t) * blocks < 0:"
+POLL = "                                    while not ready:"
 LOOK = f"        values, ready = ptx.ld_tagged(words, at, Hs, POLL, int32(base + t))\n{POLL}"
-VALUES, COUNTER = dict(barrier="values"), dict(barrier="counter")
+POLL_ONE = "                            while not ready:\n                                h, ready"
+LOOK_ONE = f"        h, ready = ptx.ld_tagged(words, at, SPREAD, GROUPS, int32(base + t))\n{POLL_ONE}"
+FLAGS, VALUES, COUNTER = dict(barrier="flags"), dict(barrier="values"), dict(barrier="counter")
+DIRECT = dict(H=128, B=1, T=6, seeds=4, device=replace(HOPPER, multiprocessors=8))  # h comes right into registers
 TWO_WARPS = dict(H=132, B=1, T=3, device=replace(HOPPER, multiprocessors=11), seeds=4)
 
 MUTANTS = {
@@ -331,21 +334,22 @@ MUTANTS = {
         dict(H=33)),
     "block: one buffer for two steps": (
         "block", "memory[STATE + (t + 1) % 2 * Hp + row] = state", "memory[STATE + t % 2 * Hp + row] = state", {}),
-    "flags: no wait": ("persistent", FLAG_WAIT, "        while False:", {}),
-    "flags: a step early": ("persistent", FLAG_WAIT, FLAG_WAIT.replace("base + t)", "base + t - 1)"), {}),
-    "flags: a step late": ("persistent", FLAG_WAIT, FLAG_WAIT.replace("base + t)", "base + t + 1)"), {}),
+    "flags: no wait": ("persistent", FLAG_WAIT, "        while False:", FLAGS),
+    "flags: a step early": ("persistent", FLAG_WAIT, FLAG_WAIT.replace("base + t)", "base + t - 1)"), FLAGS),
+    "flags: a step late": ("persistent", FLAG_WAIT, FLAG_WAIT.replace("base + t)", "base + t + 1)"), FLAGS),
     "flags: not all of them": (
-        "persistent", "while i < blocks:", "while i < blocks - 1:", {}),
+        "persistent", "while i < blocks:", "while i < blocks - 1:", FLAGS),
     "flags: relaxed, not acquired": (
-        "persistent", FLAG_WAIT, FLAG_WAIT.replace("ld_acquire", "ld_relaxed"), dict(device=TURING)),
+        "persistent", FLAG_WAIT, FLAG_WAIT.replace("ld_acquire", "ld_relaxed"), dict(**FLAGS, device=TURING)),
     "flags: the block does not wait for its threads": (
         "persistent", "    cuda.syncthreads()  # all of the block may read what any of its threads has seen\n", "",
-        TWO_WARPS),
+        dict(**FLAGS, **TWO_WARPS)),
     "flags: not all have written": (
-        "persistent", "    cuda.syncthreads()  # all of the block have written their h\n", "", {}),
-    "flags: relaxed, not released": ("persistent", "ptx.st_release(", "ptx.st_relaxed(", {}),
-    "flags: never set": ("persistent", "ptx.st_release(sync, team * blocks + n, int32(base + t + 1))", "pass", {}),
-    "flags: always the same": ("persistent", "n, int32(base + t + 1))", "n, int32(base + 1))", {}),
+        "persistent", "    cuda.syncthreads()  # all of the block have written their h\n", "", FLAGS),
+    "flags: relaxed, not released": ("persistent", "ptx.st_release(", "ptx.st_relaxed(", FLAGS),
+    "flags: never set": (
+        "persistent", "ptx.st_release(sync, (team * blocks + n) * APART, int32(base + t + 1))", "pass", FLAGS),
+    "flags: always the same": ("persistent", "n) * APART, int32(base + t + 1))", "n) * APART, int32(base + 1))", FLAGS),
     "counter: no wait": ("persistent", COUNTER_WAIT, "        while False:", COUNTER),
     "counter: a step early": (
         "persistent", COUNTER_WAIT, COUNTER_WAIT.replace("base + t)", "base + t - 1)"), COUNTER),
@@ -364,8 +368,22 @@ MUTANTS = {
     "grid: no barrier": ("persistent", "    cuda.cg.this_grid().sync()\n", "    pass\n", dict(barrier="grid")),
     "values: no wait": ("persistent", POLL, POLL.replace("not ready", "False"), VALUES),
     "values: a number too low": ("persistent", LOOK, LOOK.replace("base + t)", "base + t - 2)"), dict(**VALUES, T=6)),
+    "values: one sequence, no wait": (
+        "persistent", POLL_ONE, POLL_ONE.replace("not ready", "False"), dict(**VALUES, **DIRECT)),
+    "values: one sequence, a number too low": (
+        "persistent", LOOK_ONE, LOOK_ONE.replace("base + t)", "base + t - 2)"), dict(**VALUES, **DIRECT)),
+    "values: one sequence, one slot for all steps": (
+        "persistent", "at = ((base + t) % 2 * B + s0) * Hs + FOUR * tid", "at = s0 * Hs + FOUR * tid",
+        dict(**VALUES, **DIRECT)),
+    "one sequence: a step early": (
+        "persistent", COUNTER_WAIT, COUNTER_WAIT.replace("base + t)", "base + t - 1)"), dict(**COUNTER, **DIRECT)),
+    "one sequence: relaxed, not acquired": (
+        "persistent", COUNTER_WAIT, COUNTER_WAIT.replace("ld_acquire", "ld_relaxed"), dict(**COUNTER, **DIRECT)),
+    "pairs: the second is the first": (
+        "persistent", "h2 = ptx.tile_load(memory, STAGE + i", "h2 = ptx.tile_load(memory, STAGE + j", dict(teams=1)),
+    "pairs: beyond the last": ("persistent", "i = min(j + 1, chunk - 1)", "i = j + 1", dict(B=3, teams=1)),
     "values: the wrong slot": (
-        "persistent", "words, ((base + t + 1) % 2 * B + b)", "words, ((base + t) % 2 * B + b)", VALUES),
+        "persistent", "words, ((base + t + 1) % 2 * B + s)", "words, ((base + t) % 2 * B + s)", VALUES),
     "values: one slot for all steps": (
         "persistent", "at = ((base + t) % 2 * B + s0 + c + j) * Hs + k", "at = (s0 + c + j) * Hs + k", VALUES),
     "values: one buffer for the sums of two steps": (
@@ -387,14 +405,14 @@ def test_the_executor_finds(quick, name):
 
 def product(module, seed):
     rng = np.random.default_rng(0)
-    A, B, bias = (rng.standard_normal(shape).astype(np.float32) for shape in ((9, 37), (70, 37), (70,)))
+    A, B = (rng.standard_normal(shape).astype(np.float32) for shape in ((9, 37), (70, 37)))
     C = np.full((9, 72), np.nan, np.float32)
     flat = C.ravel()
-    arguments = (A.ravel(), 0, 37, B.ravel(), 37, bias, flat, 0, 72, 9, 70, 37)
+    arguments = (A.ravel(), 0, 37, B.ravel(), 37, flat, 0, 72, 9, 70, 37)
     launch(module.product_kernel(1), (1, 2), 256, *arguments, seed=seed)
     C = flat.reshape(9, 72)
     assert np.isnan(C[:, 70:]).all()  # what is not its own is left alone
-    return np.abs(C[:, :70] - (A.astype(np.float64) @ B.T + bias)).max() < 1e-5
+    return np.abs(C[:, :70] - A.astype(np.float64) @ B.T).max() < 1e-5
 
 
 @pytest.mark.parametrize("which", ["# the columns are there", "# all have used them"])
@@ -406,19 +424,20 @@ def test_a_product_needs_both_of_its_barriers(which):
 
 def test_the_large_tile_of_a_product():
     rng = np.random.default_rng(0)
-    A, B, bias = (rng.standard_normal(shape).astype(np.float32) for shape in ((130, 3), (5, 3), (5,)))
+    A, B = (rng.standard_normal(shape).astype(np.float32) for shape in ((130, 3), (5, 3)))
     C = np.full(130 * 5, np.nan, np.float32)
-    launch(gpu.product_kernel(2), (2, 1), 256, A.ravel(), 0, 3, B.ravel(), 3, bias, C, 0, 5, 130, 5, 3)
-    np.testing.assert_allclose(C.reshape(130, 5), A @ B.T + bias, rtol=1e-5, atol=1e-6)
+    launch(gpu.product_kernel(2), (2, 1), 256, A.ravel(), 0, 3, B.ravel(), 3, C, 0, 5, 130, 5, 3)
+    np.testing.assert_allclose(C.reshape(130, 5), A @ B.T, rtol=1e-5, atol=1e-6)
 
 
 def test_softmax_needs_every_shuffle():
-    rows = np.random.default_rng(0).standard_normal((3, 45)).astype(np.float32)
-    wanted = np.exp(rows) / np.exp(rows).sum(1, keepdims=True)
+    rng = np.random.default_rng(0)
+    rows, c = (rng.standard_normal(shape).astype(np.float32) for shape in ((3, 45), (45,)))
+    wanted = np.exp(rows + c) / np.exp(rows + c).sum(1, keepdims=True)
 
     def done(module):
         y = rows.copy().ravel()
-        launch(module.softmax_rows, 1, 256, y, 3, 45)
+        launch(module.softmax_rows, 1, 256, y, c, 3, 45)
         return np.abs(y.reshape(3, 45) - wanted).max() < 1e-6
 
     assert done(gpu)

@@ -29,8 +29,8 @@ def test_every_plan_holds_all_of_W_and_fits(dtype, H, B):
         assert it.chunks * it.threads * (4 if dtype == "float32" else 16) == it.rows * it.columns
 
 
-def test_small_networks_stay_in_one_block_and_large_ones_spread():
-    assert cluster_plan.plan(64, 1, "float32", H100).blocks == 1
+def test_the_smallest_networks_stay_in_one_block_and_large_ones_spread():
+    assert cluster_plan.plan(32, 1, "float32", H100).blocks == 1
     assert cluster_plan.plan(512, 1, "float32", H100).blocks >= 8
     assert cluster_plan.plan(1024, 1, "float32", H100).spilled > 0
     assert cluster_plan.plan(1024, 1, "bfloat16", H100).spilled == 0
@@ -69,9 +69,13 @@ def test_a_card_with_smaller_clusters_is_asked_for_no_more():
 
 
 def test_more_sequences_than_fit_at_once_take_turns():
-    it = cluster_plan.plan(512, 1, "float32", H100, 16)
+    it = cluster_plan.plan(1024, 1, "float32", H100, 16)  # a block fills a multiprocessor
     one, many = (it.seconds(H100, B) for B in (1, 64))
-    assert many == pytest.approx(one * np.ceil(64 / (132 // 16)))
+    assert H100.resident_clusters(16) == 7
+    assert many == pytest.approx(one * np.ceil(64 / 7))
+    small = cluster_plan.plan(32, 1, "float32", H100, 16)  # some can share one: their work adds up, their waiting not
+    assert small.turns(H100, 64)[0] < 64 / 7
+    assert small.seconds(H100, 1) < small.seconds(H100, 64) < 64 / 7 * small.seconds(H100, 1)
 
 
 def test_packed_weights_are_where_the_kernel_looks():

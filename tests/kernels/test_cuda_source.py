@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
@@ -176,3 +177,30 @@ def test_a_kernel_is_compiled_once_and_with_its_whole_text(cupy_is):
 def test_importing_rnnpar_touches_no_cuda():
     code = "import sys, rnnpar; rnnpar.methods(); assert not {'cupy', 'numba_cuda', 'cuda'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_the_driver_counts_the_clusters_that_are_resident_together(monkeypatch):
+    """The launch that it is asked about is laid out as in cuda.h: 56 bytes, an attribute 72."""
+    asked = []
+
+    def count(found, function, launch):
+        config = ctypes.cast(launch, ctypes.POINTER(cuda_source._Launch)).contents
+        dimension = config.attributes[0]
+        asked.append((list(config.grid), config.shared, config.count, dimension.id, list(dimension.value[:3])))
+        ctypes.cast(found, ctypes.POINTER(ctypes.c_int))[0] = 132 // config.grid[0] - 1
+        return 0
+
+    kernel = SimpleNamespace(kernel=SimpleNamespace(ptr=7))
+    cupy = SimpleNamespace(
+        RawKernel=lambda *text, **options: kernel,
+        cuda=SimpleNamespace(driver=SimpleNamespace(funcSetAttribute=lambda *arguments: None)),
+    )
+    driver = SimpleNamespace(cuOccupancyMaxActiveClusters=count)
+    monkeypatch.setattr(cuda_source, "_driver", lambda: (driver, 1, ""))
+    assert cuda_source.resident_clusters(cupy, 4) == (131, 65, 32)
+    assert asked[1] == ([2, 1, 1], 128 * 1024, 1, 4, [2, 1, 1])
+    assert (ctypes.sizeof(cuda_source._Launch), ctypes.sizeof(cuda_source._Attribute)) == (56, 72)
+    driver.cuOccupancyMaxActiveClusters = lambda *arguments: 1
+    assert cuda_source.resident_clusters(cupy, 4) == ()
+    monkeypatch.setattr(cuda_source, "_driver", lambda: (None, 0, "no driver"))
+    assert cuda_source.resident_clusters(cupy, 4) == ()
