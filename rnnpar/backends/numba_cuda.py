@@ -477,9 +477,10 @@ def persistent(
     """One cooperative launch for the whole sequence: each block keeps its rows of W in registers and shared memory.
 
     Parallelises: rows of W over blocks, columns over a block's threads; a large batch over teams of blocks that have
-    a W each. Synchronises: the blocks of a team, once a step, by `barrier`: "flags", an arrival flag a block, released
-    by one thread and acquired by a thread of each block; "counter", one counter for all; "grid", cooperative groups'
-    barrier; "values", none at all: each value of h carries its step's number and is polled for itself. Moves: W once
+    a W each. Synchronises: the blocks of a team, once a step, by `barrier`: "counter", one counter for all, which one
+    thread of each block adds to and looks at; "flags", an arrival flag a block, released by one thread and acquired by
+    a thread of each block; "grid", cooperative groups' barrier; "values", none at all: each value of h says by one bit
+    which step it belongs to, and is polled for itself. Moves: W once
     in a call; h in every step, through the L2 cache, to all blocks of the team. dtype="bfloat16" halves W's bytes.
     A launch whose blocks do not all fit on the device together is refused before it happens (DoesNotFit).
     """

@@ -45,7 +45,7 @@ try:
     from rnnpar.peaks import forget as forget_peaks
     from rnnpar.reference import reference, relative_error
     from rnnpar.study import gpu_cublas, measure, store
-    from rnnpar.study.gpu_checks import CHECKS
+    from rnnpar.study.gpu_checks import CHECKS, Check
     from rnnpar.study.measure import BOUND, Point
 except ImportError as missing:  # a bare machine: say what this Python lacks instead of where
     if __name__ != "__main__":
@@ -61,9 +61,9 @@ CASE_S = 90.0  # for a call with all that it compiles
 CHECK_S = 150.0  # for a check of the hardware
 SANITIZER_S = 240.0
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
-T_SWEEP = 512
+T_SWEEP, T_LARGE = 512, 64  # steps of a call; with hundreds of sequences fewer, each of which does more
 SAMPLES = 20  # with device arrays; fewer with NumPy arrays, which mostly measure the copies
-NUMPY_SAMPLES = 5
+NUMPY_SAMPLES = 3
 SAMPLE_S = 1e-3  # a sample lasts at least as long
 CHECKED_BYTES = 2**25  # of y: a larger one is checked in the first and in the last sample, a smaller one in all
 LONGEST_S = 2.0  # a method that is predicted or found to take longer for a call is not sampled
@@ -97,9 +97,9 @@ SMALL = (5, 2, 3, 50, 4, 2)  # under a sanitizer, which makes everything tens of
 #   H, B, the most telling first
 SWEEP = [
     (1024, 1), (256, 1), (512, 1), (128, 1), (2048, 1), (64, 1), (1024, 16), (256, 16), (256, 64), (512, 16),
-    (1024, 64), (512, 4), (1024, 4), (2048, 4), (768, 1), (384, 1), (1536, 1), (128, 16), (128, 64), (64, 64),
-    (512, 64), (2048, 16), (64, 16), (256, 256), (1024, 256), (256, 4), (128, 4), (32, 1), (192, 1), (2048, 64),
-    (3072, 1), (128, 256), (64, 256),
+    (1024, 256), (1024, 64), (512, 4), (1024, 4), (2048, 4), (1536, 1), (768, 1), (384, 1), (256, 256), (512, 64),
+    (128, 16), (32, 1), (192, 1), (256, 4), (2048, 16), (64, 64), (128, 64), (64, 16), (3072, 1), (128, 4),
+    (64, 256), (128, 256), (2048, 64),
 ]  # fmt: skip
 
 
@@ -244,8 +244,11 @@ def answers(session: Session, pattern: str) -> None:
                          if method.on_gpu and not method.available]  # fmt: skip
 
 
-def side_by_side(work: Callable[[Case], None], chosen: Iterable[Case]) -> None:
-    """Do `work` for several cases at a time: most of it is compiling, in processes of its own. Raises OutOfTime."""
+def side_by_side(work: Callable[[Any], None], chosen: Iterable[Any]) -> None:
+    """Do `work` for several cases or checks at a time, since most of it is compiling, in processes of its own.
+
+    Raises OutOfTime.
+    """
     late = None
     with ThreadPoolExecutor(max(1, min(6, machine.cores_allowed() // 2))) as pool:
         for future in [pool.submit(work, case) for case in chosen]:
@@ -445,13 +448,12 @@ def hardware(session: Session, pattern: str) -> None:
     """The named checks of gpu_checks, each in a process of its own."""
     sources = [source_of(method.name) for method in registry.methods() if method.on_gpu]
     source = max(sources, default="") if len(set(sources)) == 1 else "+".join(sorted(set(sources)))[:80]
-    for check in CHECKS:
+
+    def look(check: Check) -> None:
         name = f"hardware {check.name}"
-        if not re.search(pattern, name):
-            continue
         if session.passed(name, source):
             say(f"  ok       {name} (before, with the same source)")
-            continue
+            return
         session.need(10)
         try:
             limit_s = min(CHECK_S, session.left())
@@ -461,6 +463,8 @@ def hardware(session: Session, pattern: str) -> None:
             if "did not answer" in str(error) and limit_s < CHECK_S:  # the time of this part, not the check's
                 raise OutOfTime from None
             session.note(name, "wrong", last_line(error), source)
+
+    side_by_side(look, [check for check in CHECKS if re.search(pattern, f"hardware {check.name}")])
 
 
 def in_child(function: str, arguments: tuple, timeout_s: float) -> Any:
@@ -616,9 +620,14 @@ def faulty(point: Point, contender: Contender) -> str:
     return f"{contender.case.label} at H={point.H} B={point.B}: {contender.status}: {contender.message}"
 
 
+def steps(B: int) -> int:
+    """The steps of a call with B sequences."""
+    return T_SWEEP if B < gpu_cublas.LARGE else T_LARGE
+
+
 def point_of(sizes: tuple[int, int]) -> Point:
     H, B = sizes
-    return Point("random", H, H, H, T_SWEEP, B)
+    return Point("random", H, H, H, steps(B), B)
 
 
 def still_due(point: Point, pattern: str, stored: Mapping[str, store.Measurement], again: bool) -> list[Case]:
@@ -628,7 +637,8 @@ def still_due(point: Point, pattern: str, stored: Mapping[str, store.Measurement
         old = stored.get(measure.key(point, case.label, 1), [None])[0]
         fresh = old and old.source == source_of(case.method) and old.status in ("ok", "unsupported")
         told = case.method != gpu_cublas.METHOD or point.B >= gpu_cublas.LARGE
-        told &= "blocks" not in dict(case.options) or point.B == 1  # how many blocks is asked of one sequence
+        told &= "blocks" not in dict(case.options) or point.B == 1  # how many blocks is asked of one sequence,
+        told &= "barrier" not in dict(case.options) or point.B <= 4  # and how they meet of a few
         if told and (again or not fresh) and expected(case, point) < LONGEST_S:
             due.append(case)
     return due
@@ -658,7 +668,7 @@ def compare(point: Point, here: list[Contender], rng: np.random.Generator, sessi
         with ThreadPoolExecutor(max(1, machine.cores_allowed() // 2)) as pool:  # they compile, each in its own process
             list(pool.map(lambda contender: contender.start(point, net, folder), here))
         large = 4 * wanted[0].size > CHECKED_BYTES
-        for on_device, rounds in ((True, SAMPLES), (False, NUMPY_SAMPLES)):
+        for on_device, rounds in ((True, SAMPLES), (False, 1 if large else NUMPY_SAMPLES)):
             for number in range(rounds):
                 check = not large or number in (0, rounds - 1)
                 for index in rng.permutation(len(here)):

@@ -26,6 +26,7 @@ from rnnpar.kernels.launch import A100, H100, KNOWN, T4, Device, DoesNotFit
 from rnnpar.model_gpu import LEVELS, GpuModel, Rates
 from rnnpar.peaks import GPU_VERSION
 from rnnpar.study import measure, plots, store, tell
+from rnnpar.study.check_gpu import steps
 from rnnpar.study.gpu_checks import CHECKS
 from rnnpar.study.plots import BLUE, GREEN, INK, ORANGE, QUIET, RED, SKY, Median
 from rnnpar.work import Work
@@ -120,7 +121,7 @@ def device_of(name: str) -> Device:
     known = store.load_machine(name)
     if known.get("gpu_limits"):
         limits = dict(known["gpu_limits"])
-        return Device(**limits | {"capability": tuple(limits["capability"])})
+        return Device(**limits | {name: tuple(limits.get(name, ())) for name in ("capability", "clusters")})
     model = known.get("gpu", {}).get("name", "")
     return next((device for device in KNOWN if device.name == model), H100)
 
@@ -140,32 +141,32 @@ def peaks(name: str) -> dict[str, Any]:
 # --- what was measured, and what the model says ------------------------------------------------------------------
 
 
-def points(seen: Seen, kind: str = "steady", T: int = T_STEPS) -> pd.DataFrame:
+def points(seen: Seen, kind: str = "steady") -> pd.DataFrame:
     """The rows of calls from device arrays ("steady") or NumPy arrays ("transfer"), and of points without a time."""
     frame = seen.frame
-    return frame[((frame["kind"] == kind) | (frame["status"] != "ok")) & (frame["T"] == T)]
+    return frame[((frame["kind"] == kind) | (frame["status"] != "ok")) & (frame["T"] == frame["B"].map(steps))]
 
 
-def times(seen: Seen, kind: str = "steady", T: int = T_STEPS) -> dict[tuple[str, int, int], Median]:
+def times(seen: Seen, kind: str = "steady") -> dict[tuple[str, int, int], Median]:
     """Measured seconds a step, (method with options, H, B) -> Median."""
-    found = plots.medians(points(seen, kind, T), ["method", "H", "B"])
-    return {key: value.over(float(T)) for key, value in found.items()}
+    found = plots.medians(points(seen, kind), ["method", "H", "B"])
+    return {(method, H, B): value.over(float(steps(B))) for (method, H, B), value in found.items()}
 
 
-def work(H: int, B: int, T: int = T_STEPS) -> Work:
-    return Work(T, B, H, H, H)
+def work(H: int, B: int) -> Work:
+    return Work(steps(B), B, H, H, H)
 
 
-def predict(seen: Seen, method: str, H: int, B: int, transfers: bool = False, T: int = T_STEPS) -> float:
+def predict(seen: Seen, method: str, H: int, B: int, transfers: bool = False) -> float:
     """Predicted seconds a step of a method, which may carry options as results name them; NaN where there is none."""
     name, *options = method.split()
     pairs = (option.split("=") for option in options)
     chosen = {option: int(value) if value.isdigit() else value for option, value in pairs}
     try:
-        found = seen.model.predict(name, work(H, B, T), transfers, **chosen)
+        found = seen.model.predict(name, work(H, B), transfers, **chosen)
     except DoesNotFit:
         return float("nan")
-    return found.seconds / T if found else float("nan")
+    return found.seconds / steps(B) if found else float("nan")
 
 
 def predictions(seen: Seen, methods: Iterable[str], axis: str, fixed: int, sizes: Sequence[int]) -> dict[str, tuple]:
@@ -186,10 +187,10 @@ def as_results(seen: Seen, methods: Sequence[str], sizes: Sequence[int], batches
     for method in methods:
         for H in sizes:
             for B in batches:
-                seconds = predict(seen, method, H, B) * T_STEPS
+                seconds = predict(seen, method, H, B) * steps(B)
                 status = "ok" if np.isfinite(seconds) else "unsupported"
                 rows.append(dict(
-                    machine=seen.corner, point="", workload="random", method=method, H=H, I=H, O=H, T=T_STEPS, B=B,
+                    machine=seen.corner, point="", workload="random", method=method, H=H, I=H, O=H, T=steps(B), B=B,
                     layers=1, threads=1, sample=1, samples=2, seconds=seconds if status == "ok" else None,
                     kind="steady", error=0.0, status=status, message="", source="", revision="", date=None,
                 ))  # fmt: skip
@@ -212,7 +213,7 @@ def along(seen: Seen, axis: str, fixed: int, methods: Sequence[str], kind: str =
     rows = rows[(rows[other] == fixed) & rows["method"].isin(methods)]
     lines: dict[str, dict[float, Median]] = {}
     for (method, size), value in plots.medians(rows, ["method", axis]).items():
-        lines.setdefault(method, {})[size] = value.over(T_STEPS * 1e-6)
+        lines.setdefault(method, {})[size] = value.over(steps(fixed if axis == "H" else size) * 1e-6)
     return lines, plots.gaps(rows, ["method", axis])
 
 

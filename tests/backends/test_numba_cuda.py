@@ -319,7 +319,7 @@ POLL_ONE = "                            while not ready:\n                      
 LOOK_ONE = f"        h, ready = ptx.ld_tagged(words, at, SPREAD, GROUPS, int32(base + t))\n{POLL_ONE}"
 FLAGS, VALUES, COUNTER = dict(barrier="flags"), dict(barrier="values"), dict(barrier="counter")
 DIRECT = dict(H=128, B=1, T=6, seeds=4, device=replace(HOPPER, multiprocessors=8))  # h comes right into registers
-TWO_WARPS = dict(H=132, B=1, T=3, device=replace(HOPPER, multiprocessors=11), seeds=4)
+TWO_WARPS = dict(H=260, B=1, T=3, seeds=4)
 
 MUTANTS = {
     "timestep: no wait": ("timestep", "t - 1, -1, -1) < l + 1:", "t - 1, -1, -1) < -9:", {}),

@@ -159,7 +159,7 @@ def test_too_few_multiprocessors_for_the_teams():
     ("options", "words"),
     [
         (dict(dtype="float16"), "dtype is 'float16'; it must be 'float32' or 'bfloat16'"),
-        (dict(barrier="spin"), "barrier is 'spin'; it must be one of flags, counter, grid, values"),
+        (dict(barrier="spin"), "barrier is 'spin'; it must be one of counter, flags, grid, values"),
         (dict(teams=0), "teams is 0; it must be 1 to 4"),
         (dict(teams=5), "teams is 5; it must be 1 to 4"),
     ],
@@ -257,6 +257,20 @@ def test_a_method_may_need_a_newer_card(driver):
     driver(FakeDriver(attributes={75: 8, 76: 0}))
     assert why_no_gpu(oldest=(9, 0)) == "the GPU has compute capability 8.0; 9.0 or newer is needed"
     assert why_no_gpu() == ""
+
+
+@pytest.mark.parametrize(
+    ("compiler", "numpy", "words"),
+    [
+        ("0.30.4", "2.5.2", "numba-cuda 0.30.4 does not work with NumPy 2.5.2: pip install 'numpy<2.5'"),
+        ("0.30.4", "2.4.6", ""),
+        ("0.31.0", "2.5.0rc1", ""),
+    ],
+)
+def test_a_numpy_that_is_too_new_for_numba_cuda(driver, monkeypatch, compiler, numpy, words):
+    driver(FakeDriver())
+    monkeypatch.setattr(launch.metadata, "version", {"numba-cuda": compiler, "numpy": numpy}.get)
+    assert why_no_gpu() == words
 
 
 def test_a_missing_package_comes_first(monkeypatch):
