@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from rnnpar import peaks, registry
@@ -38,8 +38,7 @@ TENSOR = {(7, 0): 8, (7, 5): 8, (8, 0): 16, (9, 0): 15}  # times as fast as floa
 MEMORY = {"H100": 3.35e12, "H200": 4.8e12, "A100": 1.555e12, "T4": 0.32e12, "GTX 1650": 0.128e12}  # bytes a second
 BLOCK_CHAIN = 250  # cycles of what cannot overlap in a step: a chain of multiply-adds, sums over lanes, tanh, a store
 PRODUCT_REACH = 0.6  # of the peak rate that a product of whole matrices reaches
-H200 = replace(launch.H100, name="NVIDIA H200", memory=141 * 10**9)  # the same chip beside more and faster memory
-CARDS = {"H100": launch.H100, "H200": H200, "A100": launch.A100, "T4": launch.T4, "GTX 1650": launch.SMALL}
+CARDS = {"H100": launch.H100, "H200": launch.H200, "A100": launch.A100, "T4": launch.T4, "GTX 1650": launch.SMALL}
 LEVELS = ("registers", "shared memory", "L2 cache", "memory")
 
 

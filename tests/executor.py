@@ -465,6 +465,7 @@ class FakeGpu(Gpu):
     def __init__(self, device: Device, schedule: str = "adversarial", seed: int = 0):
         self.device, self.number, self.schedule, self.seed = device, 0, schedule, seed
         self.launches: list[str] = []
+        self.sent = 0  # arrays that came from the host
         self.copied = False  # between host and device, for a call's arrays
 
     def __enter__(self) -> FakeGpu:
@@ -481,6 +482,7 @@ class FakeGpu(Gpu):
     result = empty
 
     def send(self, array: np.ndarray) -> GlobalArray:
+        self.sent += 1
         return GlobalArray(np.array(array).ravel())
 
     def take_in(self, array: Any) -> GlobalArray:

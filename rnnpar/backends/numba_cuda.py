@@ -21,7 +21,7 @@ import numpy as np
 from numba import cuda, float32, int32
 
 from rnnpar.kernels import ptx
-from rnnpar.kernels.gpu import ALIGNED, Forward, Pass, blocks_for, open_gpu, place, take, weights_of
+from rnnpar.kernels.gpu import ALIGNED, Forward, Pass, blocks_for, clear, open_gpu, place, take, weights_of
 from rnnpar.kernels.launch import (
     BARRIERS,
     FOUR,
@@ -109,8 +109,9 @@ def timestep(net: RNN, steps_at_once: int | None = None, device: int = 0) -> For
         T, B, _ = x.shape
         with gpu:
             given, before = gpu.take_in(x), gpu.take_in(h0)
-            states, ready = gpu.empty((L * (T + 1) * B * H,)), gpu.send(np.zeros(T, np.int32))
+            states, ready = gpu.empty((L * (T + 1) * B * H,)), gpu.empty((T,), np.int32)
             y, h = gpu.result((T, B, O)), gpu.result((L, B, H))
+            gpu.launch(clear, blocks_for(T), 256, ready, T)
             for l in range(L):
                 slot = l * (T + 1) * B * H
                 gpu.launch(place, blocks_for(B * H), 256, before, l * B * H, states, slot, B, H, H)

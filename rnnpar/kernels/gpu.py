@@ -6,6 +6,7 @@ U x of all steps before the recurrence and V h with softmax after it are product
     softmax    y = softmax(y + c), a row a warp
     place      h0 into the states' first slot, with zeros up to a multiple of four
     take       the last states out of them
+    clear      words become 0
 
 The states of a layer are (T + 1, B, Hs) float32, Hs being H rounded up to a multiple of four: slot 0 holds h0, slot
 t + 1 holds U x[t] before step t, and h[t] after it.
@@ -99,6 +100,14 @@ def softmax_rows(y, c, M, O):
         scale = float32(1) / total
         for i in range(lane, O, WARP):
             y[row * O + i] *= scale
+
+
+@cuda.jit
+def clear(words, size):
+    """The first words become 0."""
+    i = cuda.grid(1)
+    if i < size:
+        words[i] = 0
 
 
 @cuda.jit

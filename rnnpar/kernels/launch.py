@@ -20,7 +20,7 @@ import ctypes
 import importlib.util
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import metadata
 from typing import Any, ClassVar
@@ -118,6 +118,7 @@ H100 = Device(
     "NVIDIA H100 80GB HBM3", (9, 0), 132, 65536, 65536, 255, 228 * KIB, 227 * KIB, KIB, 2048, 1024, 32,
     50 * MIB, 80 * GIB, 16, 1.98e9, (132, 66, 30, 15, 7),
 )  # fmt: skip
+H200 = replace(H100, name="NVIDIA H200", l2=60 * MIB, memory=150_109_880_320)  # the same chip, more and faster memory
 A100 = Device(
     "NVIDIA A100-SXM4-40GB", (8, 0), 108, 65536, 65536, 255, 164 * KIB, 163 * KIB, KIB, 2048, 1024, 32,
     40 * MIB, 40 * GIB, 1, 1.41e9,
@@ -129,7 +130,7 @@ SMALL = Device(
     "NVIDIA GeForce GTX 1650", (7, 5), 14, 65536, 65536, 255, 64 * KIB, 64 * KIB, 0, 1024, 1024, 16,
     MIB, 4 * GIB, 1, 1.665e9,
 )  # fmt: skip
-KNOWN = (H100, A100, T4, SMALL)
+KNOWN = (H100, H200, A100, T4, SMALL)
 
 
 # --- what is here ------------------------------------------------------------------------------------------------

@@ -94,6 +94,10 @@ FEW = (SHAPES[2], SHAPES[5], SHAPES[9])  # for options beside the defaults
 SEEDS = (0, 1, 2)
 SMALL = (5, 2, 3, 50, 4, 2)  # under a sanitizer, which makes everything tens of times slower
 
+IN_TIME = ("array_module", "cupy")  # the option by which the methods of in_time compute on a GPU
+#   H, B, T: long enough for them; beside these of the others
+LONG = (32, 1, 65_536)
+SEQUENTIAL = ("numba_cuda/block", "cupy_gpu/cluster", "peers/cudnn tf32=False")
 #   H, B, the most telling first
 SWEEP = [
     (1024, 1), (256, 1), (512, 1), (128, 1), (2048, 1), (64, 1), (1024, 16), (256, 16), (256, 64), (512, 16),
@@ -134,6 +138,8 @@ def cases(pattern: str = "") -> list[Case]:
         for name in {"barrier", "blocks"} & set(known) if "dtype" in known else ():
             others = [value for value in variants()[name] if value != known[name]]
             found += [Case(case.method, (("dtype", "bfloat16"), (name, value))) for value in others]
+    if found and registry._importable("cupy"):  # parallel in time, as array code
+        found += [Case(method.name, (IN_TIME,)) for method in registry.methods() if method.backend == "in_time"]
     return [case for case in found if re.search(pattern, case.label)]
 
 
@@ -592,7 +598,8 @@ class Contender:
 def sweep(session: Session, pattern: str) -> None:
     """Time all contenders at one shape after another, in interleaved and shuffled rounds, and keep each shape."""
     stored = store.newest(EXPERIMENT)
-    wanted = {point: still_due(point, pattern, stored, session.again) for point in map(point_of, SWEEP)}
+    points = [*map(point_of, SWEEP[:10]), long_point(), *map(point_of, SWEEP[10:])]
+    wanted = {point: still_due(point, pattern, stored, session.again) for point in points}
     wanted = {point: found for point, found in wanted.items() if found}
     count = sum(map(len, wanted.values()))
     say(f"  {count} points to measure at {len(wanted)} shapes, from device arrays and from NumPy's")
@@ -630,6 +637,11 @@ def point_of(sizes: tuple[int, int]) -> Point:
     return Point("random", H, H, H, steps(B), B)
 
 
+def long_point() -> Point:
+    H, B, T = LONG
+    return Point("random", H, H, H, T, B)
+
+
 def still_due(point: Point, pattern: str, stored: Mapping[str, store.Measurement], again: bool) -> list[Case]:
     """The contenders that are not stored with the source that stands now, and will end within reason."""
     due = []
@@ -639,6 +651,8 @@ def still_due(point: Point, pattern: str, stored: Mapping[str, store.Measurement
         told = case.method != gpu_cublas.METHOD or point.B >= gpu_cublas.LARGE
         told &= "blocks" not in dict(case.options) or point.B == 1  # how many blocks is asked of one sequence,
         told &= "barrier" not in dict(case.options) or point.B <= 4  # and how they meet of a few
+        long = (point.H, point.B, point.T) == LONG
+        told &= (IN_TIME in case.options or case.label in SEQUENTIAL) if long else IN_TIME not in case.options
         if told and (again or not fresh) and expected(case, point) < LONGEST_S:
             due.append(case)
     return due

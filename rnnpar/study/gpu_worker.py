@@ -113,7 +113,8 @@ class Worker:
             h0 = np.zeros((self.net.num_layers, x.shape[1], self.net.hidden_size), np.float32)
         if not on_device or self.backend == "peers":
             return x, h0
-        return device_arrays.put(x, self.backend), device_arrays.put(h0, self.backend)
+        kind = "cupy_gpu" if self.backend == "in_time" else self.backend
+        return device_arrays.put(x, kind), device_arrays.put(h0, kind)
 
     def _calls(self, x: Any, h0: Any, on_device: bool, count: int) -> tuple[list[float], Any, Any]:
         if self.backend == "peers":

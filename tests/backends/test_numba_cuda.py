@@ -224,6 +224,9 @@ def test_device_arrays_in_device_arrays_out(quick):
         np.testing.assert_array_equal(x.values, given[0])
         np.testing.assert_array_equal(h0.values, given[1])
         assert not fake.copied
+        sent = fake.sent
+        forward(x, h0)
+        assert fake.sent == sent, "nothing comes from the host in a call from device arrays"
 
 
 def test_timestep_with_one_thread_and_with_many():
