@@ -117,7 +117,7 @@ def test_half_the_bytes_stay_near_longer():
 
 
 def test_the_floor_is_a_meeting_and_w_once():
-    rates = Rates(**(NOTHING | dict(flops=2e12, barrier={"flags": 1e-6})))
+    rates = Rates(**(NOTHING | dict(flops=2e12, barrier={"counter": 1e-6})))
     assert model_gpu.floor(H100, rates, 1024) == pytest.approx(1e-6 + 1024**2 / 1e12)
     assert model_gpu.floor(H100, rates, 1024, B=8) == pytest.approx(1e-6 + 8 * 1024**2 / 1e12)
 

@@ -24,7 +24,7 @@ def test_a_hash_covers_what_is_imported_directly_or_not():
     kernels = {"blas.py", "forward.py", "tile.py", "activations.py", "pointers.py", "jit.py", "trace.py"}
     assert {"serial.py"} | kernels == names("serial/naive")
     assert {"threads.py", "atomics.py", "team.py", "forward.py", "tile.py", "activations.py"} <= names("threads/rows")
-    assert {"numba_cuda.py", "gpu.py", "ptx.py", "launch.py"} == names("numba_cuda/persistent")
+    assert {"numba_cuda.py", "gpu.py", "ptx.py", "launch.py", "cublas.py"} == names("numba_cuda/persistent")
     assert names("peers/torch") == {"peers.py"}
 
 

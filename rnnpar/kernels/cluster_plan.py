@@ -149,7 +149,7 @@ def _on_cores(H: int, blocks: int, sequences: int, split: int, device: Device) -
     latency = STEP + SHUFFLES * math.log2(split) + HAND_OVER[blocks]
     work = rows * columns * sequences / MULTIPLY_ADDS + loads / SHARED_BYTES
     work += rows * blocks * sequences * 4 / 16 / MESSAGES if blocks > 1 else 0
-    registers = others + 4 * (chunks - spilled)
+    registers = 40 + 5 * sequences + 4 * (chunks - spilled)  # about what the compiler takes, where nothing is short
     return ClusterPlan("float32", H, blocks, rows, sequences, split, spilled, threads, columns, shared, registers,
                        latency, work)  # fmt: skip
 

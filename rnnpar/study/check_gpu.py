@@ -66,7 +66,8 @@ SAMPLES = 20  # with device arrays; fewer with NumPy arrays, which mostly measur
 NUMPY_SAMPLES = 3
 SAMPLE_S = 1e-3  # a sample lasts at least as long
 CHECKED_BYTES = 2**25  # of y: a larger one is checked in the first and in the last sample, a smaller one in all
-LONGEST_S = 2.0  # a method that is predicted or found to take longer for a call is not sampled
+LONGEST_S = 2.0  # a method that is predicted to take longer for a call is left out
+ENOUGH_S = 2.0  # a contender that has been sampled for so long at a shape, from one kind of array, gets no more samples
 ALL_DONE, WRONG, NO_GPU, TIME_UP = 0, 1, 2, 3
 LATE = "late"
 FAULTS = ("error", "inaccurate")  # what of the statuses in results is wrong
@@ -689,8 +690,8 @@ def compare(point: Point, here: list[Contender], rng: np.random.Generator, sessi
                     contender = here[index]
                     if contender.status == "ok" and on_device not in contender.call_s:
                         continue  # cuBLAS alone: its products know no NumPy arrays
-                    slow = contender.call_s.get(on_device, 0.0) > LONGEST_S / 4 and number >= 3
-                    if contender.status == "ok" and not slow and (number < 3 or session.left() > 10):
+                    enough = number > 0 and 2 * number * contender.call_s.get(on_device, 0.0) > ENOUGH_S
+                    if contender.status == "ok" and not enough and (number < 3 or session.left() > 10):
                         contender.sample(on_device, check)
 
 

@@ -42,7 +42,7 @@ BARRIERS = {  # by kind: how it is drawn, and in words
     "flags": (ORANGE, "arrival flags"),
     "counter": (BLUE, "one counter"),
     "grid": (RED, "cooperative groups"),
-    "values": (GREEN, "values with numbers"),
+    "values": (GREEN, "marked values"),
 }
 LEVEL_COLOURS = dict(zip(LEVELS, (GREEN, SKY, ORANGE, RED), strict=True))
 PEERS = ("peers/cudnn tf32=False", "peers/cudnn tf32=True", "peers/jax_gpu")
@@ -303,7 +303,7 @@ def meetings(seen: Seen) -> dict[str, float]:
 
 def draws(seen: Seen, H: int, B: int = 1, dtype: str = "float32") -> float:
     """Seconds that W h alone takes on the whole device: W once from where it lies, or the arithmetic if longer."""
-    return model_gpu.floor(seen.device, seen.rates, H, B, dtype) - seen.rates.barrier["flags"]
+    return model_gpu.floor(seen.device, seen.rates, H, B, dtype) - seen.rates.barrier[launch.BARRIERS[0]]
 
 
 @plots.styled
@@ -350,8 +350,8 @@ def step_floor(seen: Seen, sizes: Sequence[int] = SIZES) -> Figure:
     ways = {
         "a launch from Numba": (seen.rates.launch["numba"], RED, "memory"),
         "a node of a CUDA graph": (seen.rates.graph_node, ORANGE, "memory"),
-        "a barrier by flags": (seen.rates.barrier["flags"], BLUE, "near"),
-        "values with numbers": (seen.rates.barrier["values"], GREEN, "near"),
+        "a barrier by one counter": (seen.rates.barrier["counter"], BLUE, "near"),
+        "a hand-over in a cluster": (seen.rates.cluster, GREEN, "near"),
     }
     ends = []
     for name, (cost, colour, place) in ways.items():
@@ -430,7 +430,8 @@ def decision(seen: Seen, methods: Sequence[str], sizes: Sequence[int] = (64, 128
              batches: Sequence[int] = (1, 4, 16, 64, 256)) -> Figure:  # fmt: skip
     """The fastest method at each H and B, with its time a step: measured where a GPU ran, else predicted."""
     if seen.measured:
-        return plots.best_map(points(seen)[lambda frame: frame["method"].isin([*methods, *PEERS])])
+        fair = [name for name in PEERS if "tf32=True" not in name]  # at equal error
+        return plots.best_map(points(seen)[lambda frame: frame["method"].isin([*methods, *fair])], all_sizes=True)
     figure = plots.best_map(as_results(seen, methods, sizes, batches), methods)
     figure.text(0.985, 0.985, PREDICTED, color=RED, size=9.5, weight="bold", ha="right", va="top")
     return figure
@@ -450,13 +451,15 @@ def launch_overhead(seen: Seen, steps: int = T_STEPS) -> Figure:
         "Numba, one a step": (rates.launch["numba"], RED),
         "CuPy, one a step": (rates.launch["cupy"], plots.LOOKS["cupy_gpu/fused"].colour),
         "a graph, replayed": (rates.graph_node, BLUE),
-        "one launch, flags": (rates.barrier["flags"], ORANGE),
+        "one launch, a counter": (rates.barrier["counter"], ORANGE),
         "one launch, a cluster": (rates.cluster, plots.LOOKS["cupy_gpu/cluster"].colour),
     }
     plots.size_axis(ax, lengths, plots.AXES["T"])
     ends = []
     for name, (a_step, colour) in ways.items():
-        first = rates.launch["numba" if "flags" in name else "cupy"] if "one launch" in name or "graph" in name else 0.0
+        first = (
+            rates.launch["numba" if "counter" in name else "cupy"] if "one launch" in name or "graph" in name else 0.0
+        )
         line = [1e6 * (first + T * a_step) for T in lengths]
         ax.plot(lengths, line, color=colour)
         ends.append((lengths[-1], line[-1], name, colour))
@@ -493,7 +496,21 @@ def source(seen: Seen) -> Markdown:
             "on published figures; `make check-gpu` on a machine with a GPU replaces it by what is measured there."
         )
     rates = "with its measured peaks" if seen.rates.measured else "with published peaks"
-    return Markdown(f"What follows was measured on `{seen.machine}` ({seen.device.name}); the model predicts {rates}.")
+    told = f"What follows was measured on `{seen.machine}` ({seen.device.name}); the model predicts {rates}."
+    old = older(seen)
+    shapes = ", ".join(f"H = {H:,} with B = {B}" for H, B in sorted(set(zip(old["H"], old["B"], strict=True))))
+    if shapes:
+        told += f" Some of our methods were last measured with an earlier version of their kernels: at {shapes}."
+    return Markdown(told)
+
+
+def older(seen: Seen) -> pd.DataFrame:
+    """The points of our methods whose source is not the one that the method was measured with last."""
+    frame = seen.frame[~seen.frame["method"].str.startswith("peers/")]
+    points = frame.drop_duplicates(["method", "H", "B", "T"], keep="last")
+    backend = points["method"].str.split("/").str[0]
+    newest = points.sort_values("date").groupby(backend)["source"].last()
+    return points[points["source"] != backend.map(newest)]
 
 
 def a(name: str) -> str:
@@ -618,6 +635,44 @@ def model_verdict(seen: Seen) -> Markdown:
                f"{worst[0]}, {shape}, where it says {ratio} times what was measured")  # fmt: skip
 
 
+def model_table(seen: Seen) -> Markdown:
+    """By method: at how many sizes it was measured, and what the model says over what was measured."""
+    ratios: dict[str, list[float]] = {}
+    for key, value in times(seen).items():
+        guess = predict(seen, *key)
+        if np.isfinite(guess) and "blocks=" not in key[0]:
+            ratios.setdefault(key[0], []).append(guess / value.value)
+    lines = ["| method | sizes | predicted / measured, median | least | most |", "| --- " * 5 + "|"]
+    for method in plots.in_order(ratios):
+        told = " | ".join(plots.ratio(of(ratios[method])) for of in (np.median, min, max))
+        lines.append(f"| `{method}` | {len(ratios[method])} | {told} |")
+    return Markdown("\n".join(lines) if ratios else "No GPU has measured anything yet.")
+
+
+def plans(seen: Seen) -> pd.DataFrame:
+    """A row a launch plan: microseconds of a step of its kernel alone, by revision of the kernels; empty without any.
+
+    Columns: method, dtype, barrier, H, B, blocks, sequences, split, groups, teams, us, revision.
+    """
+    file = store.results_folder(seen.machine) / "plans.csv"
+    return pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["method", "dtype", "H", "B", "us", "revision"])
+
+
+def tuning_table(
+    seen: Seen, sizes: Sequence[int] = (128, 256, 512, 1024, 2048), B: Sequence[int] = (1, 16, 64)
+) -> Markdown:
+    """The fastest plan of each kernel, float32, at the first revision that was measured and at the last."""
+    frame = plans(seen)
+    frame = frame[(frame["dtype"] == "float32") & frame["H"].isin(sizes) & frame["B"].isin(B)]
+    lines = ["| kernel alone | H | B | first, µs a step | last | times as fast |", "| --- " * 6 + "|"]
+    for (method, b, h), rows in frame.groupby(["method", "B", "H"]):
+        best = rows.groupby("revision", sort=False)["us"].min()
+        if len(best) > 1:
+            first, last = best.iloc[0], best.iloc[-1]
+            lines.append(f"| `{method}` | {h:,} | {b} | {first:.2f} | {last:.2f} | {plots.ratio(first / last)} |")
+    return Markdown("\n".join(lines) if len(lines) > 2 else "No launch plans were measured on this machine.")
+
+
 def checks_table(seen: Seen) -> Markdown:
     """What no CPU executor can show, the check that looks for it, and what it saw on the machine of these results."""
     told = store.load_machine(seen.machine).get("gpu_checks", {}) if seen.measured else {}
@@ -625,7 +680,9 @@ def checks_table(seen: Seen) -> Markdown:
     for check in CHECKS:
         found: Mapping[str, Any] = told.get(f"hardware {check.name}", {})
         lines.append(f"| {check.unseen} | {check.name} | {found.get('status', 'not run')} |")
-    for tool, what in (("memcheck", "reads and writes outside of arrays"), ("racecheck", "races in shared memory")):
+    tools = {"memcheck": "reads and writes outside of arrays", "racecheck": "races in shared memory",
+             "synccheck": "threads that miss a barrier"}  # fmt: skip
+    for tool, what in tools.items():
         states = sorted({entry["status"] for name, entry in told.items() if name.startswith(tool)}) or ["not run"]
         lines.append(f"| {what} | compute-sanitizer's {tool} | {', '.join(states)} |")
     return Markdown("\n".join(lines))

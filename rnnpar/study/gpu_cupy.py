@@ -150,12 +150,15 @@ def both_measured(seen: Seen) -> bool:
     return {name for name, *_ in times(seen)} >= {"cupy_gpu/cluster", HALF}
 
 
-def half_pays(seen: Seen, H: int, B: int) -> float:
-    """How many times as fast a step is with bfloat16 weights on the tensor cores: measured, or by the plans."""
+def half_measured(seen: Seen) -> dict[tuple[int, int], float]:
+    """(H, B) -> how many times as fast a step was with bfloat16 weights on the tensor cores."""
     found = times(seen)
-    keys = [(name, H, B) for name in ("cupy_gpu/cluster", HALF)]
-    if all(key in found for key in keys):
-        return found[keys[0]].value / found[keys[1]].value
+    both = [key[1:] for key in found if key[0] == HALF and ("cupy_gpu/cluster", *key[1:]) in found]
+    return {size: found["cupy_gpu/cluster", *size].value / found[HALF, *size].value for size in sorted(both)}
+
+
+def half_pays(seen: Seen, H: int, B: int) -> float:
+    """The same by the plans; NaN where W does not fit."""
     try:
         one, other = (
             cluster_plan.plan(H, B, dtype, seen.device).seconds(seen.device, B) for dtype in ("float32", "bfloat16")
@@ -176,17 +179,20 @@ def tensor_cores(
     figure, (ax,) = plots.page(
         "When do tensor cores pay?",
         f"{short_name(seen.device)}. Clusters: bfloat16 weights on tensor cores, over float32 ones on ordinary lanes.\n"
-        "The state is float32 in both. Above 1 the tensor cores are faster.",
+        "The state is float32 in both. Above 1 the tensor cores are faster. "
+        f"{'Points: measured; dashed' if both else 'Dashed'}: by the plans.",
         seen.corner if both else f"{gpu.PREDICTED}: from the launch plans", [3.2], right=1.2,
     )  # fmt: skip
     plots.size_axis(ax, batches, plots.AXES["B"])
-    ends, values = [], [1.0]
+    ends, values, measured = [], [1.0], half_measured(seen)
     for H, colour in zip(sizes, COLOURS, strict=False):
         line = {B: ratio for B in batches if np.isfinite(ratio := half_pays(seen, H, B))}
+        seen_at = {B: ratio for (h, B), ratio in measured.items() if h == H}
         if line:
-            ax.plot(list(line), list(line.values()), color=colour, marker="o", ms=4.5, mec="white", mew=0.6)
+            ax.plot(list(line), list(line.values()), color=colour, ls="--", lw=1.3)
+            ax.plot(list(seen_at), list(seen_at.values()), color=colour, ls="", marker="o", ms=7, mec="white", mew=0.8)
             ends.append((max(line), line[max(line)], f"H = {H:,}", colour))
-            values += line.values()
+            values += [*line.values(), *seen_at.values()]
     ax.axhline(1, color=QUIET, lw=1.2, zorder=1)
     low, high = min(values) / 1.25, max(values) * 1.25
     plots.log_axis(ax.yaxis, low, high, [0.25, 0.5, 1, 2, 4, 8, 16], suffix="×")
@@ -198,7 +204,9 @@ def tensor_cores(
 
 def tensor_verdict(seen: Seen, enough: float = 1.5) -> Markdown:
     """Where the tensor cores are clearly faster, and where they are no faster."""
-    grid = {(H, B): half_pays(seen, H, B) for H in (64, 128, 256, 512, 1024) for B in (1, 4, 16, 64, 256)}
+    grid = half_measured(seen) or {
+        (H, B): half_pays(seen, H, B) for H in (64, 128, 256, 512, 1024) for B in (1, 4, 16, 64, 256)
+    }
     grid = {key: value for key, value in grid.items() if np.isfinite(value)}
     if not grid:
         return tell.say(f"{short_name(seen.device)} has no clusters, so there is nothing to compare")
@@ -237,9 +245,9 @@ def lines_of_code(backend: str, section: str, files: Sequence[str] = ()) -> int:
 
 
 def compile_seconds(seen: Seen, method: str) -> float:
-    """The median of a method's first calls, which compile, where a GPU measured them; NaN where none did."""
+    """The longest of a method's first calls: one of them compiled. NaN where no GPU measured any."""
     rows = seen.frame[(seen.frame["kind"] == "compile") & (seen.frame["status"] == "ok")]
-    return float(rows[rows["method"] == method]["seconds"].median()) if len(rows) else float("nan")
+    return float(rows[rows["method"] == method]["seconds"].max()) if len(rows) else float("nan")
 
 
 def compared(seen: Seen, H: int = 256, B: int = 1) -> Markdown:

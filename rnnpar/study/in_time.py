@@ -320,7 +320,7 @@ H100 = dict(lanes=16_896, flops=67e12, share=0.1, launch=4e-6, step=0.6e-6, byte
 
 
 def on_h100(method: str, H: int, T: int, memory: int = 40, iterations: float = 4, segments: int = 2048) -> float:
-    """Seconds on an H100's 16,896 lanes, from its data sheet and three guesses; no GPU has run this.
+    """Seconds on an H100's 16,896 lanes, from its data sheet and three guesses; no GPU has been timed at it.
 
     Guessed: 0.6 µs a step of one block along the chain, 4 µs a launch, a tenth of the float32 peak in small products.
     The array code launches about 4 kernels a step of a segment.
@@ -639,7 +639,8 @@ def few_or_many(cost: model.Model | None, frame: pd.DataFrame, H: int = 32, T: i
         made += (
             f"\n\nMeasured, solving and checking alone: {'; '.join(measured)}. The chain alone: {1e9 * chain:.0f} ns."
         )
-    note = "No GPU has run this: the last column comes from a data sheet and three guesses (`study.in_time.on_h100`)."
+    guessed = "the last column comes from a data sheet and three guesses (`study.in_time.on_h100`)"
+    note = f"No GPU has been timed at this: {guessed}."
     return tell.say(said if least < math.inf else "By the model it never pays", made, note)
 
 

@@ -571,23 +571,26 @@ def value_label(ax: Axes, x: float, row: float, text: str, colour: str) -> None:
     ax.annotate(text, (x, row), (9, 0), textcoords="offset points", va="center", size=8.5, color=ink_for(colour))
 
 
-def over_both(frame: pd.DataFrame, methods: Sequence[str] | None = None) -> pd.DataFrame:
-    """The rows of the sweep's map over H and B, of one layer; the T with most such points is taken."""
+def over_both(frame: pd.DataFrame, methods: Sequence[str] | None = None, all_sizes: bool = False) -> pd.DataFrame:
+    """The rows of the sweep's map over H and B, of one layer; the T with most such points is taken.
+
+    Unless `all_sizes` are asked for, a line of the sweep that only crosses the map is no part of it.
+    """
     rows = all_cores(square(frame).query("layers == 1"))
     if methods is not None:
         rows = rows[rows["method"].isin(methods)]
     if len(rows):
         rows = rows[rows["T"] == rows.drop_duplicates(["T", "H", "B"])["T"].mode().iloc[0]]
-        for one, other in (("B", "H"), ("H", "B")):  # a line of the sweep that only crosses the map is no part of it
+        for one, other in () if all_sizes else (("B", "H"), ("H", "B")):
             across = rows.groupby(one)[other].transform("nunique")
             rows = rows[across >= across.max() / 2]
     return rows
 
 
 @styled
-def best_map(frame: pd.DataFrame, methods: Sequence[str] | None = None) -> Figure:
+def best_map(frame: pd.DataFrame, methods: Sequence[str] | None = None, all_sizes: bool = False) -> Figure:
     """The fastest method at each measured H and B of the map, with its time a step."""
-    rows = over_both(frame, methods)
+    rows = over_both(frame, methods, all_sizes)
     tried = set(zip(rows["H"], rows["B"], strict=True))
     heights, widths = sorted({H for H, _ in tried}, reverse=True), sorted({B for _, B in tried})
     fixed = f" T = {rows['T'].iloc[0]:,}, I = O = H, one layer." if len(rows) else ""

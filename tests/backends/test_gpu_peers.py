@@ -1,6 +1,10 @@
 """The GPU peers' formulations, computed where the engines can: on the CPU, in a process of their own as ever."""
 
+import contextlib
+import gc
 import re
+import types
+import weakref
 
 import numpy as np
 import pytest
@@ -60,6 +64,30 @@ def test_the_loop_equals_the_oracle():
     with torch.inference_mode():
         y, h = build()(place.put(x), place.put(h0))
     assert_matches_oracle(Answered(NET, place.get(y), place.get(h)), x, h0)
+
+
+def test_a_recorded_pass_keeps_the_weights_that_it_reads(monkeypatch):
+    """A CUDA graph reads the module's own copies of the weights, by address: so the module has to live on."""
+    torch = pytest.importorskip("torch")
+    made = []
+    plain = torch.nn.RNN
+
+    def recorded_module(*sizes, **options):
+        module = plain(*sizes, **options)
+        made.append(weakref.ref(module))
+        return module
+
+    nothing = types.SimpleNamespace(wait_stream=lambda stream: None, replay=lambda: None)
+    monkeypatch.setattr(torch.nn, "RNN", recorded_module)
+    for name in ("Stream", "current_stream", "CUDAGraph"):
+        monkeypatch.setattr(torch.cuda, name, lambda: nothing)
+    for name in ("stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: contextlib.nullcontext())
+    formulations, _ = peers.cudnn_formulations(NET, place="cpu")
+    forward = formulations(6, 2)["nn.RNN, graph"]()
+    gc.collect()
+    assert [found() is not None for found in made] == [True]
+    assert forward
 
 
 def test_tf32_is_said_for_every_product():

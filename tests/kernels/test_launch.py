@@ -138,7 +138,7 @@ def test_where_w_lives_on_an_h100():
     for H in (512, 1024, 2048):
         assert plan_persistent(H100, H, 1).extra == 0, "registers alone hold it"
     assert plan_persistent(H100, 2500, 1).extra > 0, "shared memory too"
-    assert plan_persistent(H100, 4500, 1, "bfloat16").extra > 0
+    assert plan_persistent(H100, 4300, 1, "bfloat16").extra > 0
     assert plan_persistent(H100, 1024, 64).teams > 1, "a W for each team"
     with pytest.raises(
         DoesNotFit, match=r"H = 4000, B = 1, float32 needs .* and there are .* dtype='bfloat16' halves W"
@@ -226,7 +226,7 @@ def driver(monkeypatch):
 
 def test_the_driver_describes_its_device(driver):
     driver(FakeDriver())
-    assert Device.current() == H100
+    assert Device.current() == replace(H100, clusters=()), "how many clusters fit only a kernel can tell"
     assert why_no_gpu() == ""
 
 

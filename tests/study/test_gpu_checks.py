@@ -68,7 +68,7 @@ def open_fake(number, fake):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("same bits", "2 calls each, all bits the same: numba_cuda/persistent flags H=12"),
+        ("same bits", "2 calls each, all bits the same: numba_cuda/persistent counter H=12"),
         ("co-residency", "blocks of 32 at H=8 B=1"),
         ("too many blocks", "refused: .*blocks that are resident together"),
         ("devices", "not among the cards written down; device 1: device is 1.*there is one GPU"),

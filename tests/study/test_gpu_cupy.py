@@ -13,6 +13,7 @@ from rnnpar import model_gpu
 from rnnpar.kernels import cluster_plan
 from rnnpar.kernels.launch import A100, H100
 from rnnpar.study import gpu, gpu_cupy, store, tell
+from rnnpar.study.check_gpu import steps
 from rnnpar.study.gpu import Seen
 
 COLUMNS = ["machine", *store.COLUMNS]
@@ -27,13 +28,13 @@ def seen_on(device=H100, rows=()) -> Seen:
 def measured(method: str, H: int, B: int, us: float) -> list[dict]:
     """Three samples of a method, microseconds a step."""
     same = dict(
-        machine="a-machine", point=f"{method} {H} {B}", workload="random", method=method, H=H, I=H, O=H, T=512, B=B,
-        layers=1, threads=1, samples=3, error=0.0, status="ok", message="", source="", revision="",
+        machine="a-machine", point=f"{method} {H} {B}", workload="random", method=method, H=H, I=H, O=H, T=steps(B),
+        B=B, layers=1, threads=1, samples=3, error=0.0, status="ok", message="", source="", revision="",
         date="2026-11-23T00:00:00+00:00",
     )  # fmt: skip
     times = [
         dict(kind="compile", seconds=1.5),
-        *[dict(kind="steady", seconds=us * 512e-6 * f) for f in (0.99, 1, 1.01)],
+        *[dict(kind="steady", seconds=us * steps(B) * 1e-6 * f) for f in (0.99, 1, 1.01)],
     ]
     return [same | time | dict(sample=index) for index, time in enumerate(times)]
 
@@ -80,7 +81,7 @@ def test_cluster_steps_are_the_plans_and_begin_where_w_fits():
     assert min(found) > 1
     alone = cluster_plan.plan(512, 1, "float32", H100, 16).seconds(H100, 1)
     assert alone < found[16] < alone + 0.5e-6  # with U x, V h and softmax
-    assert "up to H = 128 one block is enough" in gpu_cupy.cluster_verdict(seen).data
+    assert "up to H = 32 one block is enough" in gpu_cupy.cluster_verdict(seen).data
     assert "Not measured here" in gpu_cupy.cluster_verdict(seen).data
 
 
@@ -107,7 +108,8 @@ def test_measured_results_take_the_predictions_place():
         *measured("cupy_gpu/fused", 256, 1, 6.0), *measured("cupy_gpu/graph", 256, 1, 4.0),
     ]  # fmt: skip
     seen = seen_on(rows=rows)
-    assert gpu_cupy.half_pays(seen, 256, 1) == pytest.approx(2, rel=0.03)
+    assert gpu_cupy.half_measured(seen) == {(256, 1): pytest.approx(2, rel=0.03)}
+    assert "at 1 of 1 sizes" in gpu_cupy.tensor_verdict(seen).data
     told = gpu_cupy.microsecond_verdict(seen).data
     assert "0.8 µs" in told
     assert "It held" in told
