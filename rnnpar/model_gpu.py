@@ -2,7 +2,8 @@
 
 Where W lies follows from the plans that the kernels themselves are launched by (kernels/launch.py). What it costs to
 read it, to multiply by it and to meet follows from `Rates`: measured once on a machine with a GPU
-(kernels/gpu_probe.py), or else what is published of a card. Nothing is fitted to the passes that are predicted.
+(kernels/gpu_probe.py), or else what is published of a card. Of what is predicted only a cluster's step is fitted, to
+the times of its kernel alone on an NVIDIA H200 (kernels/cluster_plan.py).
 
 What is published, and where:
     float32 lanes, 128 bytes of shared memory a cycle: CUDA C++ Programming Guide, "Arithmetic Instructions" and "Shared
@@ -15,8 +16,9 @@ What is assumed within what papers report, since it depends on which multiproces
     (arXiv:1903.07486), not looked up there again; github.com/sjfeng1999/gpu-arch-microbenchmark has 236 cycles on an
     RTX 2070. 180 cycles from one multiprocessor to another of its cluster: attributed to Luo et al.
     (arXiv:2402.13499), likewise; Jin et al. find 196 to 213. `make check-gpu` measures all of these.
-What is assumed, since nobody publishes it: how many such latencies a barrier takes, what a launch from Python and a
-node of a graph cost, the cycles of a block's barrier, of one thread's multiply-add and of a step's own chain.
+What nobody publishes is assumed as an NVIDIA H200 measured it (peaks.json of data/results/nvidia-h200-16c-5bce): how
+many such latencies a barrier takes, what a launch from Python and a node of a graph cost, the cycles of a barrier
+within a block and of one thread's multiply-add. A step's own chain is a guess.
 
 Letters: T steps, B batch, I input, H hidden, O output, L layers. Seconds, bytes, operations a second.
 """
@@ -77,19 +79,19 @@ def published(device: Device) -> Rates:
     latency = (188 if turing else 260) * cycle
     memory = next((rate for name, rate in MEMORY.items() if name in device.name), 0.5e12)
     return Rates(
-        launch={"numba": 10e-6, "cupy": 5e-6},
-        wait=10e-6,
-        graph_node=1.2e-6,
+        launch={"numba": 5e-6, "cupy": 5e-6},
+        wait=13e-6,
+        graph_node=0.5e-6,
         barrier={
-            "flags": 3 * latency,  # a release that reaches L2, half a poll missed, a poll that sees it
-            "counter": 3 * latency + 2 * cycle * device.multiprocessors,  # additions to one address queue up
-            "grid": 5 * latency + 2 * cycle * device.multiprocessors,  # the same, by way of one block, and back
-            "values": 2 * latency,  # the values are the flags: there and back
+            "counter": 5 * latency + 2 * cycle * device.multiprocessors,  # additions to one address queue up
+            "flags": 8 * latency,  # looks at many addresses queue up as well
+            "grid": 13 * latency + 2 * cycle * device.multiprocessors,  # a counter, by way of one block, and back
+            "values": 9 * latency,  # looked at by everybody, all the time
         },
-        block_barrier=30 * cycle,
-        cluster=1.5 * 180 * cycle,
+        block_barrier=75 * cycle,
+        cluster=1.25 * 180 * cycle,
         latency=latency,
-        thread=10 * cycle,
+        thread=64 * cycle,
         flops=flops,
         tensor=flops * TENSOR.get(device.capability, 8),
         shared=128 * device.multiprocessors * device.clock,
