@@ -352,10 +352,11 @@ class Pass:
     ) -> None:
         """C = A weights^T: by the kernel above, or by cuBLAS, which CuPy brings."""
         if self.products == "cublas":
-            left, right, to = (array.device_ctypes_pointer.value for array in (A, weights, C))
             import cupy
 
-            cublas.product(cupy.cuda, left + 4 * a0, lda, right, ldb, to + 4 * c0, ldc, M, N, K)
+            left, right, to = (array.device_ctypes_pointer.value for array in (A, weights, C))
+            with cupy.cuda.Stream.null:  # where the kernels run, whatever stream the caller works in
+                cublas.product(cupy.cuda, left + 4 * a0, lda, right, ldb, to + 4 * c0, ldc, M, N, K)
             return
         size = 2 if 2 * self.gpu.device.multiprocessors <= (-(-M // 128)) * (-(-N // 128)) else 1
         tiles = (-(-M // (64 * size)), -(-N // (64 * size)))

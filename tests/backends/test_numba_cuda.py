@@ -194,10 +194,11 @@ def test_nan_in_x_stays_in_its_sequence(quick):
     net = rnnpar.RNN.random(3, 6, 4)
     x = random_input(net, 4, 3)
     x[1, 2, 0] = np.nan
-    for strategy in ("steps", "block", "persistent"):
-        y, h = prepared(strategy, net)[0](x, state(net, 3))
+    for strategy, options in (("steps", {}), ("block", {}), ("persistent", {}), ("persistent", VALUES)):
+        y, h = prepared(strategy, net, **options)[0](x, state(net, 3))
         assert np.isnan(y[1:, 2]).all()
         assert np.isnan(h[:, 2]).all()
+        assert not np.isnan(y[:, :2]).any()
         assert np.isfinite(y[:, :2]).all()
         assert np.isfinite(y[0]).all()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 import types
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from rnnpar.kernels import gpu
 from rnnpar.kernels.launch import H100, DoesNotFit, plan_persistent
+from tests.kernels.fake_cupy import sgemm
 
 
 class Kernel:
@@ -135,3 +137,44 @@ def test_a_launch_that_the_driver_refuses_says_what_it_said(monkeypatch):
     monkeypatch.setattr(gpu.driver, "cuLaunchCooperativeKernel", lambda *arguments: (refused,))
     with pytest.raises(RuntimeError, match="CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE"):
         gpu.Launch(types.SimpleNamespace(handle=7), 3, 64, 0, cooperative=True)((1,))
+
+
+class OnHost:
+    """A device array as far as its address goes."""
+
+    def __init__(self, values):
+        self.values = np.ascontiguousarray(values, np.float32)
+        self.device_ctypes_pointer = types.SimpleNamespace(value=self.values.ctypes.data)
+
+
+def test_cublas_multiplies_parts_of_padded_matrices_in_the_kernels_stream(monkeypatch):
+    """Rows begin at an offset and lie further apart than they are long; what lies between them is left alone."""
+    streams = []
+
+    class Stream:
+        def __enter__(self):
+            streams.append("null")
+
+        def __exit__(self, *_):
+            streams.append("left")
+
+    def product(*arguments):
+        assert streams == ["null"]
+        sgemm(*arguments)
+
+    cupy = types.ModuleType("cupy")
+    cupy.cuda = types.SimpleNamespace(
+        Stream=types.SimpleNamespace(null=Stream()),
+        cublas=types.SimpleNamespace(sgemm=product),
+        device=types.SimpleNamespace(get_cublas_handle=lambda: 1),
+    )
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    rng = np.random.default_rng(0)
+    left, weights, C = rng.standard_normal((9, 20)), rng.standard_normal((7, 20)), OnHost(np.full((12, 8), 5))
+    made = object.__new__(gpu.Pass)
+    made.products = "cublas"
+    made.multiply(OnHost(left), 20, 20, OnHost(weights), 20, C, 8, 8, 8, 7, 17)
+    np.testing.assert_allclose(C.values[1:9, :7], left[1:9, :17] @ weights[:, :17].T, atol=1e-5)
+    assert (C.values[:, 7] == 5).all()
+    assert (C.values[[0, 9, 10, 11]] == 5).all()
+    assert streams == ["null", "left"]
