@@ -600,6 +600,8 @@ def sweep(session: Session, pattern: str) -> None:
     """Time all contenders at one shape after another, in interleaved and shuffled rounds, and keep each shape."""
     stored = store.newest(EXPERIMENT)
     points = [*map(point_of, SWEEP[:10]), long_point(), *map(point_of, SWEEP[10:])]
+    labels = [case.label for case in contenders(pattern)]
+    points.sort(key=lambda point: any(measure.key(point, label, 1) in stored for label in labels))  # new ones first
     wanted = {point: still_due(point, pattern, stored, session.again) for point in points}
     wanted = {point: found for point, found in wanted.items() if found}
     count = sum(map(len, wanted.values()))

@@ -157,6 +157,20 @@ def test_what_has_been_sampled_long_enough_is_sampled_no_more(here, monkeypatch)
     assert [row["kind"] for row in rows(here)] == ["compile", "steady", "transfer"] * 2
 
 
+def test_shapes_without_results_come_first(here, monkeypatch, capsys):
+    """A method's source has changed since one shape was measured: what nobody has seen yet is more telling."""
+    with monkeypatch.context() as earlier:
+        earlier.setattr(check_gpu, "SWEEP", [(8, 1)])
+        assert command("--only", "sweep", "--methods", GOOD) == 0
+    monkeypatch.setattr(check_gpu, "source_of", lambda method: "changed")
+    assert command("--only", "sweep", "--methods", GOOD) == 0
+    assert [(row["H"], row["B"]) for row in rows(here) if row["kind"] == "compile"] == [
+        ("8", "1"),
+        ("6", "2"),
+        ("8", "1"),
+    ]
+
+
 def test_methods_in_time_meet_the_others_on_one_long_sequence(here, monkeypatch):
     known = check_gpu.registry._importable
     monkeypatch.setattr(check_gpu.registry, "_importable", lambda name: name == "cupy" or known(name))
