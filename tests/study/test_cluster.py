@@ -282,7 +282,12 @@ def test_workers_that_come_late(conduct, capsys):
             if conductor.measured.total() >= 6 * len(started.workers):
                 started.scale(min(3, len(started.workers) + 1))
 
-        conduct(arrive, introduced, may=lambda conductor: conductor.measured.total() < 30 or len(came) == 3)
+        latest = time.monotonic() + 90  # a worker that never comes makes the test fail, and not wait for ever
+
+        def may(conductor):
+            return conductor.measured.total() < 30 or len(came) == 3 or time.monotonic() > latest
+
+        conduct(arrive, introduced, may)
         cluster.run(FORTY, started.scheduler_address)
     each_once(40)
     each_once(40, B)
