@@ -35,6 +35,7 @@ STEP, SHUFFLES = 230, 50
 HAND_OVER = {1: 0, 2: 60, 4: 60, 8: 60, 16: 155}
 # The same with tensor cores: a product in a chain of them, an element that a thread finishes, a share that it adds up.
 MMA_STEP, MMA, ELEMENT, SHARE = 180, 13, 180, 18
+MMA_MESSAGES = 0.67  # a cycle: they carry three bfloat16 an element, and come from shared memory
 MMA_HAND_OVER = {1: 0, 2: 165, 4: 130, 8: 180, 16: 315}
 
 
@@ -172,7 +173,7 @@ def _on_tensor_cores(H: int, blocks: int, sequences: int, split: int, device: De
     loads = threads // 32 * (chunks * tiles * terms * 512 + spilled * 1024)
     finish = math.ceil(rows * sequences / threads) * (ELEMENT + split * (3 if together else 1) * SHARE)
     latency = MMA_STEP + chunks * terms / 2 * MMA + finish + MMA_HAND_OVER[blocks]  # two chains for each tile
-    work = loads / SHARED_BYTES + (rows * blocks * sequences * 6 / 16 * 1.5 / MESSAGES if blocks > 1 else 0)
+    work = loads / SHARED_BYTES + (rows * blocks * sequences * 6 / 16 / MMA_MESSAGES if blocks > 1 else 0)
     registers = OTHER_REGISTERS["bfloat16"][sequences] + 8 * (chunks - spilled)
     return ClusterPlan("bfloat16", H, blocks, rows, sequences, split, spilled, threads, columns, shared, registers,
                        latency, work)  # fmt: skip

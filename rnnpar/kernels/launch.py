@@ -155,7 +155,10 @@ def why_no_gpu(package: str = "numba_cuda", install: str = "numba-cuda[cu13]", o
 
 def why_not_this_numpy() -> str:
     """Why numba-cuda cannot compile beside this NumPy: 0.30.4 and older use a function that NumPy 2.5 has not."""
-    versions = {name: metadata.version(name) for name in ("numba-cuda", "numpy")}
+    try:
+        versions = {name: metadata.version(name) for name in ("numba-cuda", "numpy")}
+    except metadata.PackageNotFoundError:  # installed in a way that tells no version
+        return ""
     compiler, numpy = (tuple(map(int, re.findall(r"\d+", text)[:3])) for text in versions.values())
     if compiler > (0, 30, 4) or numpy < (2, 5):
         return ""

@@ -7,8 +7,8 @@
                  installed
     hardware     what no CPU executor can show, each by a named check: rnnpar/study/gpu_checks.py
     peaks        what the GPU does at most: launches, barriers, bandwidths; kept in peaks.json
-    sweep        H and B at T=512, device arrays and NumPy arrays, beside peers/cudnn and peers/jax_gpu, and with large
-                 batches beside cuBLAS's products alone; kept in gpu.csv
+    sweep        H and B at T=512, device arrays and NumPy arrays, beside peers/cudnn and peers/jax_gpu; large batches
+                 at T=64, beside cuBLAS's products alone; in_time on CuPy at one long sequence; kept in gpu.csv
 
 Everything that touches the GPU runs in processes of its own within time limits. What passed with the same source, and
 points that are stored, are not done again, so the same command continues where the time was up; --again starts anew.

@@ -272,6 +272,12 @@ def test_a_numpy_that_is_too_new_for_numba_cuda(driver, monkeypatch, compiler, n
     monkeypatch.setattr(launch.metadata, "version", {"numba-cuda": compiler, "numpy": numpy}.get)
     assert why_no_gpu() == words
 
+    def unknown(name):
+        raise launch.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(launch.metadata, "version", unknown)
+    assert why_no_gpu() == ""
+
 
 def test_a_missing_package_comes_first(monkeypatch):
     monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from matplotlib.text import Text
 from rnnpar import machine, model_gpu
 from rnnpar.kernels.launch import A100, H100, SMALL, T4
 from rnnpar.peaks import GPU_VERSION
-from rnnpar.study import gpu, store
+from rnnpar.study import gpu, plots, store
 from rnnpar.study.gpu_checks import CHECKS
 from rnnpar.study.measure import Point, key
 from rnnpar.study.store import Row
@@ -143,6 +143,32 @@ def test_how_far_off_the_model_is(measured):
     predicted = gpu.predict(measured, "numba_cuda/persistent", 512, 1)
     assert predicted > 1e-6, "the measured barrier counts"
     assert "over 3 points; farthest at numba_cuda/" in gpu.model_verdict(measured).data
+
+
+def test_points_of_an_earlier_version_are_named(measured):
+    assert "earlier version" not in gpu.source(measured).data
+    frame = measured.frame.assign(source="new")
+    frame.loc[(frame["method"] == "numba_cuda/persistent") & (frame["H"] == 512), ["source", "date"]] = "old", "2020"
+    told = gpu.source(replace(measured, frame=frame)).data
+    assert told.endswith("with an earlier version of their kernels: at H = 512 with B = 1.")
+
+
+def test_the_model_is_listed_by_method(measured, nothing):
+    table = gpu.model_table(measured).data
+    guess = gpu.predict(measured, "numba_cuda/block", 256, 1) / 1.5e-6
+    assert f"| `numba_cuda/block` | 1 | {plots.ratio(guess)} |" in table
+    assert "| `numba_cuda/persistent` | 2 |" in table
+
+
+def test_what_tuning_brought_is_computed_from_the_plans(measured):
+    assert "No launch plans" in gpu.tuning_table(measured).data
+    lines = ["method,dtype,H,B,us,revision"]
+    for us, revision in ((4.0, "first"), (3.0, "first"), (2.5, "last"), (1.5, "last")):
+        lines.append(f"cupy_gpu/cluster,float32,512,1,{us},{revision}")
+    lines.append("cupy_gpu/cluster,float32,256,1,1.0,first")  # measured once: nothing to compare
+    (store.results_folder(NAME) / "plans.csv").write_text("\n".join(lines) + "\n")
+    table = gpu.tuning_table(measured).data.splitlines()
+    assert table[2:] == ["| `cupy_gpu/cluster` | 512 | 1 | 3.00 | 1.50 | 2.0 |"]
 
 
 def test_checks_are_listed_with_what_they_saw(measured, nothing):
