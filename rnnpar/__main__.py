@@ -12,7 +12,7 @@ import warnings
 from typing import TYPE_CHECKING, NoReturn
 
 from rnnpar import Unavailable
-from rnnpar.words import did_you_mean
+from rnnpar.words import did_you_mean, write_anything
 
 if TYPE_CHECKING:
     from rnnpar.work import Work
@@ -132,6 +132,7 @@ COMMANDS = {"methods": methods, "advise": advise, "time": time, "doctor": doctor
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status."""
+    write_anything()
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         if arguments[:1] == ["sweep"]:

@@ -71,6 +71,7 @@ class AutoRunner(Runner):
         self._runners: dict[str, Runner] = {}
         self._choice: dict[tuple[int, int, bool], str] = {}
         self._too_small: dict[tuple[int, int, bool], set[str]] = {}  # the methods that did not fit, by shape
+        self._closed = False
 
     @property
     def info(self) -> dict[str, Any]:
@@ -91,6 +92,8 @@ class AutoRunner(Runner):
                 self._too_small.setdefault(shape, set()).add(self._choice.pop(shape))
 
     def _runner_for(self, x: Any, h0: Any) -> Runner:
+        if self._closed:
+            raise RuntimeError("this auto runner is closed; prepare a new one")
         on_device = not isinstance(x, np.ndarray) and device_arrays.is_device_array(x)
         if on_device:
             check_device_input(self.net, x, h0, device=0)
@@ -113,5 +116,7 @@ class AutoRunner(Runner):
         return self._runners[name]
 
     def close(self) -> None:
+        self._closed = True
         for runner in self._runners.values():
             runner.close()
+        self._runners = {}

@@ -30,9 +30,7 @@ AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512cd", "avx512vl"}
 WIDE = {"skylakex", "cooperlake", "sapphirerapids"}
 NARROW = {"haswell", "zen", "excavator", "steamroller", "piledriver", "bulldozer", "sandybridge", "nehalem", "penryn",
           "core2", "prescott", "barcelona", "dunnington", "bobcat", "atom", "nano"}  # fmt: skip
-POOLS = {"OMP_NUM_THREADS": "OpenMP", "OPENBLAS_NUM_THREADS": "OpenBLAS", "MKL_NUM_THREADS": "MKL",
-         "NUMBA_NUM_THREADS": "Numba"}  # fmt: skip
-LAYERS = ("omp", "tbb", "workqueue")
+POOLS = {"OMP_NUM_THREADS": "OpenMP", "OPENBLAS_NUM_THREADS": "OpenBLAS", "MKL_NUM_THREADS": "MKL"}
 CUPY = re.compile(r"cupy(-cuda\d+x|-rocm-[\d-]+)?$")
 LEAST_DRIVER = {11: 450, 12: 525, 13: 580}  # by CUDA's major version, on Linux; CUDA's release notes
 
@@ -60,8 +58,6 @@ class Facts:
     caches: Mapping[str, int] = field(default_factory=dict)  # bytes by level
     variables: Mapping[str, str] = field(default_factory=dict)  # of the environment
     blas: Mapping[str, Any] = field(default_factory=dict)  # as threadpoolctl tells it of NumPy's
-    layer: str = ""  # Numba's threading layer, or why there is none
-    meets: bool = True  # whether the parts of a parallel region met in a trial
     governor: str = ""
     frequency_driver: str = ""
     boost: bool | None = None
@@ -112,31 +108,6 @@ def blas_cache(facts: Facts) -> list[Finding]:
     return []
 
 
-def threading_layer(facts: Facts) -> list[Finding]:
-    """Numba's threads: rnnpar's methods want OpenMP, and go on with Python's threads where they do not get it."""
-    about, asked = "Numba's threads", facts.variables.get("NUMBA_THREADING_LAYER", "")
-    if facts.layer == "omp" and facts.meets:
-        return [Finding(about, OK, "OpenMP, and the parts of a parallel region meet")]
-    if facts.cores_allowed == 1:
-        return [Finding(about, OK, "one core: no team is started")]
-    if facts.variables.get("NUMBA_DISABLE_JIT", "0") not in ("", "0") or _fewer_for_numba(facts):
-        return []  # another check says it
-    slower = "teams start Python's threads instead, some ten times as slow to start: short calls suffer"
-    if facts.layer == "omp":
-        limit = facts.variables.get("OMP_THREAD_LIMIT")
-        why = f"OMP_THREAD_LIMIT={limit}" if limit else "OpenMP gives fewer threads than asked for"
-        return [Finding(about, WRONG, f"the parts of a parallel region did not meet ({why}): {slower}",
-                        "unset OMP_THREAD_LIMIT OMP_DYNAMIC; see that nothing else fills the cores")]  # fmt: skip
-    mend = f"unset NUMBA_THREADING_LAYER (it is {asked!r})" if asked else "install the OpenMP runtime (libgomp)"
-    found = f"the threading layer is {facts.layer}" if facts.layer in LAYERS else f"no threading layer ({facts.layer})"
-    return [Finding(about, WRONG, f"{found}, not OpenMP: {slower}", mend)]
-
-
-def _fewer_for_numba(facts: Facts) -> bool:
-    value = facts.variables.get("NUMBA_NUM_THREADS", "")
-    return value.isdigit() and 0 < int(value) < facts.cores_allowed
-
-
 def numba_variables(facts: Facts) -> list[Finding]:
     """Variables that make Numba compile for another purpose than speed here."""
     about, found = "Numba's compiler", []
@@ -166,9 +137,6 @@ def oversubscription(facts: Facts) -> list[Finding]:
         elif int(value) > cores:
             found.append(Finding(about, WRONG, f"{name}={value}, but this process may use {cores}: {library}'s threads "
                                  "wait for each other's time slices", f"export {name}={cores}"))  # fmt: skip
-        elif name == "NUMBA_NUM_THREADS" and _fewer_for_numba(facts):
-            found.append(Finding(about, WRONG, f"NUMBA_NUM_THREADS={value}, fewer than the {cores} cores: teams of all "
-                                 "cores start Python's threads, slowly", "unset NUMBA_NUM_THREADS"))  # fmt: skip
     pool = facts.blas.get("num_threads") or 0
     if pool > cores and not found:
         found.append(Finding(about, WRONG, f"NumPy's BLAS has started {pool} threads on {cores} cores",
@@ -311,7 +279,7 @@ def _wanted_cuda(installed: Mapping[str, str]) -> dict[str, int]:
 
 
 CHECKS: tuple[Callable[[Facts], list[Finding]], ...] = (
-    blas_core, blas_cache, threading_layer, numba_variables, oversubscription, quota, power, others, smt, huge_pages,
+    blas_core, blas_cache, numba_variables, oversubscription, quota, power, others, smt, huge_pages,
     gpu,
 )  # fmt: skip
 
@@ -343,14 +311,13 @@ def read() -> Facts:
 
     allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     busy, stolen = _load(allowed)  # first: what follows keeps a core busy itself
-    layer, meets = _numba(machine.cores_allowed())
     name, smi_error = _nvidia_smi()
     driver_text = _text("/proc/driver/nvidia/version")
-    group = _control_group()
     return Facts(
-        cores_allowed=machine.cores_allowed(), affinity=len(allowed), quota=_quota(group), throttled=_throttled(group),
+        cores_allowed=machine.cores_allowed(), affinity=len(allowed), quota=machine._cgroup_quota(),
+        throttled=_throttled(machine.control_groups()),
         siblings=_siblings(allowed), flags=cpu_flags(_text("/proc/cpuinfo")), caches=machine.caches(),
-        variables=dict(os.environ), blas=_blas(), layer=layer, meets=meets,
+        variables=dict(os.environ), blas=_blas(),
         governor=_text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         frequency_driver=_text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_driver"), boost=_boost(),
         on_battery=_on_battery(), busy=busy, stolen=stolen,
@@ -398,25 +365,9 @@ def _text(path: str | Path) -> str:
         return ""
 
 
-def _control_group() -> Path:
-    """The folder with this process' limits: as it is seen from inside a container, or the group's own (version 2)."""
-    for line in _text("/proc/self/cgroup").splitlines():
-        if line.startswith("0::/"):
-            own = Path("/sys/fs/cgroup") / line[4:]
-            if (own / "cpu.max").exists():
-                return own
-    return Path("/sys/fs/cgroup")
-
-
-def _quota(group: Path) -> float | None:
-    from rnnpar import machine
-
-    limit, *period = _text(group / "cpu.max").split() or ["max"]
-    return int(limit) / int(period[0]) if limit != "max" and period else machine._cgroup_quota()
-
-
-def _throttled(group: Path) -> float:
-    return throttled_share(_text(group / "cpu.stat") or _text("/sys/fs/cgroup/cpu/cpu.stat"))
+def _throttled(groups: Iterable[Path]) -> float:
+    """The largest share of periods in which one of the control groups was stopped, and this process with it."""
+    return max((throttled_share(_text(group / "cpu.stat")) for group in groups), default=0.0)
 
 
 def _siblings(allowed: list[int]) -> tuple[tuple[int, ...], ...]:
@@ -436,19 +387,6 @@ def _blas() -> dict[str, Any]:
     from rnnpar import machine
 
     return machine.blas()
-
-
-def _numba(cores: int) -> tuple[str, bool]:
-    """Numba's threading layer and whether a region's parts meet; the reason in place of a layer that cannot start."""
-    try:
-        import numba
-
-        from rnnpar.kernels.team import openmp_meets
-
-        meets = openmp_meets(cores)
-        return numba.threading_layer(), meets
-    except Exception as error:  # whatever a wrong variable makes Numba raise
-        return " ".join(str(error).split())[:120] or type(error).__name__, False
 
 
 def _boost() -> bool | None:

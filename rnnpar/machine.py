@@ -12,6 +12,7 @@ import platform
 import re
 import shutil
 import subprocess
+import tempfile
 from contextlib import suppress
 from functools import cache
 from importlib import metadata
@@ -23,6 +24,8 @@ import psutil
 
 SMI_S = 20.0  # that nvidia-smi may take: on a machine with many GPUs it takes seconds
 GPU_FIELDS = ("index", "uuid", "name", "driver_version", "memory.total")
+V2_MOUNTS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))  # the second beside version 1
+V1_MOUNTS = (Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup/cpu,cpuacct"))
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "OMP_PROC_BIND", "OMP_THREAD_LIMIT", "GOMP_SPINCOUNT",
     "OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "MKL_NUM_THREADS",
@@ -49,18 +52,42 @@ def memory() -> int:
     return psutil.virtual_memory().total
 
 
+def control_groups() -> list[Path]:
+    """The folders that may limit this process's time: its control group and all above it, by v2 and by v1 (Linux).
+
+    Whatever lies between a group and the root of its mount limits it too. In a container the group's own path is often
+    not there below the mount, whose root then is the group: folders that do not exist are listed as well.
+    """
+    groups = {mount: mount for mounts in (V2_MOUNTS, V1_MOUNTS) for mount in mounts}
+    try:
+        text = Path("/proc/self/cgroup").read_text()
+    except (OSError, ValueError):
+        text = ""
+    # "0::/path" of version 2, "4:cpu,cpuacct:/path" of version 1
+    for number, controllers, path in re.findall(r"^(\d+):([^:]*):(.*)$", text, re.MULTILINE):
+        mounts = V2_MOUNTS if number == "0" else V1_MOUNTS if "cpu" in controllers.split(",") else ()
+        groups |= {mount: mount / path.lstrip("/") for mount in mounts}
+    return [
+        folder for mount, group in groups.items() for folder in (group, *group.parents) if folder.is_relative_to(mount)
+    ]
+
+
 def _cgroup_quota() -> float | None:
-    """Cores' worth of time that the control group allows (Linux, v2 or v1), or None."""
-    try:
-        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return None if limit == "max" else int(limit) / int(period)
-    except (OSError, ValueError):
-        pass
-    try:
-        limit = int(Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").read_text())
-        return limit / int(Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us").read_text()) if limit > 0 else None
-    except (OSError, ValueError):
-        return None
+    """Cores' worth of time that the control groups allow: the least of their quotas, or None where none has one."""
+    quotas = [_quota_of(group) for group in control_groups()]
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _quota_of(group: Path) -> float | None:
+    """Cores' worth of time that one control group allows: v2 has it in one file, v1 in two."""
+    for files in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        try:
+            limit, period = " ".join((group / file).read_text() for file in files).split()
+            if limit not in ("max", "-1"):
+                return int(limit) / int(period)
+        except (OSError, ValueError, ZeroDivisionError):
+            continue
+    return None
 
 
 @cache
@@ -247,8 +274,18 @@ def folder() -> Path:
     data = os.environ.get("RNNPAR_DATA")
     beside = Path(__file__).resolve().parents[1] / "data"
     if not data and not beside.is_dir():
-        return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rnnpar" / name()
+        return _user_cache() / "rnnpar" / name()
     return Path(data or beside) / "results" / name()
+
+
+def _user_cache() -> Path:
+    """Where programs of this user keep what can be made again; the temporary folder for a user without a home."""
+    if named := os.environ.get("XDG_CACHE_HOME"):
+        return Path(named)
+    try:
+        return Path.home() / ".cache"
+    except RuntimeError:  # neither HOME nor an entry in the table of users
+        return Path(tempfile.gettempdir())
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import numpy as np
 from rnnpar import machine, registry
 from rnnpar.network import RNN
 from rnnpar.runner import Runner
+from rnnpar.words import write_anything
 
 VERSION = 4  # raised when what is measured changes, so that older files are measured anew
 GOOD = 5  # undisturbed measurements, of which the median counts
@@ -165,7 +166,7 @@ def measure() -> dict[str, Any]:
 
     products: threads -> list of (H, rows, seconds) of the packed product, `blas` the same by NumPy on one thread;
     steps: the same of one step after another, W h and tanh; exchange: threads -> (seconds a meeting, an element);
-    barrier (of flags), counter_barrier, launch, python_launch (by Python's threads): threads -> seconds;
+    barrier (of flags), counter_barrier, launch (a parallel region without work): threads -> seconds;
     call: seconds of a call that has next to nothing to compute;
     tanh, softmax, numpy_*: (seconds a call, seconds an element); fresh_memory: seconds a byte for pages that are new.
     """
@@ -185,7 +186,6 @@ def measure() -> dict[str, Any]:
         "barrier": {str(n): probe.barrier_seconds(n) for n in several},
         "exchange": {str(n): probe.exchange_line(n) for n in several},
         "counter_barrier": {str(n): probe.barrier_seconds(n, "counter") for n in several},
-        "python_launch": {str(n): probe.launch_seconds(n, "python") for n in several},
         "launch": {str(n): probe.launch_seconds(n) for n in (1, *several)},
         "tanh": probe.tanh_line(),
         "softmax": probe.softmax_line(),
@@ -211,6 +211,7 @@ def forget(part: str) -> None:
 
 def main(arguments: list[str]) -> int:
     """The command line; returns the exit status: 1 where other programs were in the way, 2 for a wrong command."""
+    write_anything()
     if not arguments:
         forget("cpu")
         return int(disturbed(here()))

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from rnnpar.network import RNN
+from rnnpar.network import RNN, refuse_masked
 
 
+@np.errstate(all="ignore")  # the answer is the same whatever the caller's numpy.seterr, and nothing is warned of
 def reference(net: RNN, x: np.ndarray, h0: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The forward pass in float64.
 
     x (T,B,I) and h0 (L,B,H, zeros if None), any float dtype; returns y (T,B,O), the probabilities, and
     h (L,B,H), the last hidden state of each layer, both float64.
-    TypeError or ValueError where the network or a shape is wrong, with what would do.
+    TypeError or ValueError where the network or a shape is wrong, or an array is masked, with what would do.
     """
     if not isinstance(net, RNN):
         raise TypeError(f"net is a {type(net).__name__}; it must be an rnnpar.RNN, from RNN.from_arrays or the like")
+    for name, array in (("x", x), ("h0", h0)):
+        refuse_masked(array, name)
     x = np.asarray(x, np.float64)
     if x.ndim != 3 or x.shape[2] != net.input_size:
         raise ValueError(f"x has shape {x.shape}; it must be (T, B, {net.input_size}): steps, batch, input_size")
@@ -39,6 +42,7 @@ def reference(net: RNN, x: np.ndarray, h0: np.ndarray | None = None) -> tuple[np
     return y, h
 
 
+@np.errstate(all="ignore")
 def relative_error(got: np.ndarray, wanted: np.ndarray) -> float:
     """‖got - wanted‖ / ‖wanted‖ over all elements, in float64; 0 for empty arrays, NaN where `got` has a NaN."""
     wanted = np.asarray(wanted, np.float64)

@@ -13,6 +13,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -138,6 +139,18 @@ class Methods(tuple):
         )
 
 
+def compiled(*row: str, **more: Any) -> Method:
+    """A row of a method that Numba compiles for the CPU."""
+    return Method(*row, probe="registry:why_not_compiled", **more)
+
+
+def why_not_compiled() -> str:
+    """Why nothing can be compiled here; asked without Numba, which takes half a second to import."""
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0"):
+        return ""
+    return "NUMBA_DISABLE_JIT is set, and this method is compiled: unset it"
+
+
 MPI = (("mpi4py", "mpi4py mpich"),)  # mpich brings mpiexec; a system's or a cluster's own MPI does as well
 NUMBA = ((("numba_cuda", "'numba-cuda[cu13]'"),), "kernels.launch:why_no_gpu")  # requires, probe
 
@@ -147,18 +160,18 @@ CUPY_CLUSTER = (CUPY[0], "kernels.cuda_source:why_no_clusters")
 TABLE = Methods((
     Method("serial/naive", "nothing: NumPy, a step at a time, as on paper", "nothing"),
     Method("serial/hoisted", "nothing: U x and V h as one product each over all time steps", "nothing"),
-    Method("serial/compiled", "vector lanes of one core: register tiles, vectorised tanh and softmax", "nothing"),
-    Method("threads/timestep", "time steps over threads, as the origin did", "one ready flag a step"),
-    Method("threads/rows", "rows of W over threads, each keeping its share in its own cache", "one barrier a step"),
-    Method("threads/batch", "sequences of the batch over threads", "nothing"),
-    Method("threads/wavefront", "layers, and the products around them, pipelined over time", "one flag a chunk"),
-    Method("in_time/jacobi", "time steps, all at once, until nothing moves", "one barrier an iteration"),
-    Method("in_time/segments", "segments of time, each step by step from a guessed start", "two barriers an iteration"),
-    Method("in_time/quasi_deer", "time: Newton's correction by a scan of diagonals", "three barriers an iteration"),
-    Method("in_time/deer", "time: Newton's correction by a scan of dense Jacobians", "three barriers an iteration"),
-    Method("mpi/batch", "sequences of the batch over ranks", "nothing; one gather at the end", requires=MPI),
-    Method("mpi/pipeline", "layers, and the products around them, over ranks", "one message a chunk", requires=MPI),
-    Method("mpi/rows", "rows of W over ranks", "one allgather of the state a step", requires=MPI),
+    compiled("serial/compiled", "vector lanes of one core: register tiles, vectorised tanh and softmax", "nothing"),
+    compiled("threads/timestep", "time steps over threads, as the origin did", "one ready flag a step"),
+    compiled("threads/rows", "rows of W over threads, each keeping its share in its own cache", "one barrier a step"),
+    compiled("threads/batch", "sequences of the batch over threads", "nothing"),
+    compiled("threads/wavefront", "layers, and the products around them, pipelined over time", "one flag a chunk"),
+    compiled("in_time/jacobi", "time steps, all at once, until nothing moves", "one barrier an iteration"),
+    compiled("in_time/segments", "segments of time, each step by step from a guess", "two barriers an iteration"),
+    compiled("in_time/quasi_deer", "time: Newton's correction by a scan of diagonals", "three barriers an iteration"),
+    compiled("in_time/deer", "time: Newton's correction by a scan of dense Jacobians", "three barriers an iteration"),
+    compiled("mpi/batch", "sequences of the batch over ranks", "nothing; one gather at the end", requires=MPI),
+    compiled("mpi/pipeline", "layers, and the products around them, over ranks", "one message a chunk", requires=MPI),
+    compiled("mpi/rows", "rows of W over ranks", "one allgather of the state a step", requires=MPI),
     Method("numba_cuda/timestep", "time steps over threads of one block, as the origin did", "an atomic flag a step",
            *NUMBA),
     Method("numba_cuda/steps", "rows of W over warps, a launch a step", "one launch a step", *NUMBA),

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import warnings
+import weakref
 from typing import Any
 
 import numpy as np
 
 from rnnpar import device_arrays, machine, registry
-from rnnpar.network import RNN
+from rnnpar.network import RNN, refuse_masked
 
 MOST_THREADS = 256  # or four a core: some more than there are cores are only slow, a thousand take seconds a step
+
+
+_living: weakref.WeakSet[Runner] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    """In a forked child no call goes on: a lock that a thread of the parent held would never be released."""
+    for runner in _living:
+        runner._begin_anew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 class Runner:
@@ -30,13 +45,19 @@ class Runner:
         self.method = method.name
         self.options = options
         self._zeros: dict[tuple[str, int], Any] = {}  # the initial state on the device, by kind of array and batch
-        self._lock = threading.Lock()
+        self._begin_anew()
         self.checks_returned = method.function is not None  # what the package brings is held to it by its tests
         self._forward = method.load()(net, **options)
         if not callable(self._forward):
             raise TypeError(f"{self.method} returned a {type(self._forward).__name__} for the network; it must return "
                             "the forward pass, a function (x, h0) -> (y, h)")  # fmt: skip
         self._takes_device_arrays = getattr(self._forward, "on_gpu", method.on_gpu)  # in_time: with CuPy only
+        _living.add(self)
+
+    def _begin_anew(self) -> None:
+        """Nobody is in a call. The lock lets its thread in again, that of a signal's handler, to be refused."""
+        self._lock = threading.RLock()
+        self._calling = False
 
     @property
     def info(self) -> dict[str, Any]:
@@ -45,7 +66,13 @@ class Runner:
 
     def __call__(self, x: Any, h0: Any = None) -> tuple[Any, Any]:
         with self._lock:
-            return self._run(*self._check(x, h0))
+            if self._calling:
+                self._refuse_nested()
+            self._calling = True
+            try:
+                return self._run(*self._check(x, h0))
+            finally:
+                self._calling = False
 
     def timed(self, x: Any, h0: Any = None) -> tuple[float, Any, Any]:
         """(seconds, y, h): one call and its wall time, from input to output that is there to be read.
@@ -59,17 +86,24 @@ class Runner:
         if not isinstance(x, np.ndarray):
             synchronize()  # what was put into the GPU's queue before, such as the filling of x, is not this call's
         start = time.perf_counter()
-        with self._lock:
-            x, h0 = self._check(x, h0)
-            y, h = self._run(x, h0)
-            if 0 in x.shape[:2]:
-                return 0.0, y, h
-            synchronize()
-            seconds = time.perf_counter() - start
-            return getattr(self._forward, "seconds", seconds), y, h
+        y, h = self(x, h0)
+        if 0 in x.shape[:2]:
+            return 0.0, y, h
+        synchronize()
+        seconds = time.perf_counter() - start
+        return getattr(self._forward, "seconds", seconds), y, h
+
+    def _refuse_nested(self) -> None:
+        raise RuntimeError(f"a signal's handler called this {self.method} runner in the middle of a call; let it set a "
+                           "flag, and call later")  # fmt: skip
+
+    def __reduce__(self) -> Any:
+        raise TypeError(f"a runner of {self.method} cannot be pickled: pickle its network, run.net, and prepare there")
 
     def _check(self, x: Any, h0: Any) -> tuple[Any, Any]:
         """x and h0 as the method takes them, or an error before any work."""
+        if self._forward is None:
+            raise RuntimeError(f"this {self.method} runner is closed; prepare a new one")
         if hasattr(self._forward, "agree"):  # one rank of several: all accept their input, or all refuse it
             return self._forward.agree(check_input, self.net, x, h0)
         if isinstance(x, np.ndarray) or not device_arrays.is_device_array(x):
@@ -86,8 +120,6 @@ class Runner:
         return x, h0
 
     def _run(self, x: Any, h0: Any) -> tuple[Any, Any]:
-        if self._forward is None:
-            raise RuntimeError(f"this {self.method} runner is closed; prepare a new one")
         if 0 not in x.shape[:2]:
             returned = self._forward(x, h0)
             if self.checks_returned and isinstance(x, np.ndarray):
@@ -145,6 +177,8 @@ def check_input(net: RNN, x: np.ndarray, h0: np.ndarray | None) -> tuple[np.ndar
     """x and h0 as C-ordered float32 arrays that fit the network, or an error that says what would."""
     if not isinstance(x, np.ndarray):
         raise TypeError(f"x is a {type(x).__name__}; it must be a NumPy array (T, B, {net.input_size}) of float32")
+    if type(x) is not np.ndarray:
+        refuse_masked(x, "x")
     if h0 is not None and not isinstance(h0, np.ndarray) and device_arrays.is_device_array(h0):
         raise TypeError(f"x is a NumPy array and h0 a device array ({device_arrays.kind(h0)}); give both of one kind")
     if x.dtype != np.float32:
@@ -153,11 +187,12 @@ def check_input(net: RNN, x: np.ndarray, h0: np.ndarray | None) -> tuple[np.ndar
         raise ValueError(f"x has shape {x.shape}; it must be (T, B, {net.input_size}): steps, batch, input_size")
     state = (net.num_layers, x.shape[1], net.hidden_size)
     if h0 is None:
-        h0 = np.zeros(state, np.float32)
-    elif not isinstance(h0, np.ndarray) or h0.dtype != np.float32:
+        return np.ascontiguousarray(x), np.zeros(state, np.float32)
+    refuse_masked(h0, "h0")
+    if not isinstance(h0, np.ndarray) or h0.dtype != np.float32:
         given = f"dtype {h0.dtype}" if isinstance(h0, np.ndarray) else f"type {type(h0).__name__}"
         raise TypeError(f"h0 has {given}; it must be a NumPy array {state} of float32")
-    elif h0.shape != state:
+    if h0.shape != state:
         raise ValueError(f"h0 has shape {h0.shape}; with this x it must be (num_layers, B, hidden_size) = {state}")
     return np.ascontiguousarray(x), np.ascontiguousarray(h0)
 

@@ -1,8 +1,9 @@
-"""Numbers as people write them, for figures, chapters and the command line."""
+"""Numbers as people write them, for figures, chapters and the command line; and output that takes all of them."""
 
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
 
 import numpy as np
@@ -44,6 +45,17 @@ def duration(seconds: float) -> str:
 def gibibytes(size: float) -> str:
     """Bytes as gibibytes: 0.5 GiB, 24 GiB, 37,000 GiB."""
     return f"{short(size / 2**30)} GiB"
+
+
+def write_anything() -> None:
+    """From now on stdout and stderr replace characters that their encoding lacks, such as × in ASCII.
+
+    Else a terminal or a pipe that is not UTF-8 would end a command with UnicodeEncodeError. Every command calls this
+    first. An error handler that the user chose (PYTHONIOENCODING=ascii:backslashreplace) stays.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if getattr(stream, "errors", None) in ("strict", "surrogateescape") and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
 
 
 def did_you_mean(given: str, names: Iterable[str]) -> str:

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 import rnnpar
+from rnnpar import registry
 from rnnpar.reference import relative_error
+from rnnpar.runner import Runner
 
+# What runs on the CPU of any machine, in this process; the others need more, and have tests of their own.
+OTHERS = ("peers", "mpi", "numba_cuda", "cupy_gpu")
+CPU = [method.name for method in rnnpar.methods() if method.available and method.backend not in OTHERS]
 BOUND = 1e-5  # relative to the float64 oracle, for float32 methods
 
 
 def random_input(net: rnnpar.RNN, T: int, B: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((T, B, net.input_size)).astype(np.float32)
+
+
+def prepare_on_two(net: rnnpar.RNN, name: str, **options: Any) -> Runner:
+    """A runner on two threads, if the method has any use for them."""
+    if "threads" in registry.find(name).options():
+        options["threads"] = 2
+    return rnnpar.prepare(net, name, **options)
 
 
 def assert_matches_oracle(run, x: np.ndarray, h0: np.ndarray | None = None, bound: float = BOUND) -> None:
@@ -24,6 +38,16 @@ def assert_matches_oracle(run, x: np.ndarray, h0: np.ndarray | None = None, boun
     assert h.shape == wanted_h.shape
     assert relative_error(y, wanted_y) < bound
     assert relative_error(h, wanted_h) < bound
+
+
+@pytest.fixture(autouse=True)
+def the_same_peaks_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the models choose must not depend on what this machine measured, nor should a test wait for that."""
+    from rnnpar import model
+    from rnnpar.kernels.tile import WIDTH
+    from tests.test_model import simple_peaks
+
+    monkeypatch.setattr(model, "here", lambda: model.Model(simple_peaks(), WIDTH))
 
 
 @pytest.fixture

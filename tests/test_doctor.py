@@ -14,7 +14,7 @@ FLAGS = frozenset({"avx", "avx2", "avx512f", "avx512bw", "avx512dq", "avx512cd",
 BLAS = {"internal_api": "openblas", "architecture": "SkylakeX", "version": "0.3.31", "num_threads": 4}
 WELL = Facts(
     cores_allowed=4, affinity=4, siblings=((0,), (1,), (2,), (3,)), flags=FLAGS, caches={"L2": 2**20}, blas=BLAS,
-    layer="omp", governor="performance", frequency_driver="acpi-cpufreq", boost=True, huge_pages="madvise",
+    governor="performance", frequency_driver="acpi-cpufreq", boost=True, huge_pages="madvise",
 )  # fmt: skip
 GPU = dict(nvidia=True, driver="580.65.06", gpu="NVIDIA H100",
            packages={"numba-cuda": "0.30.4", "cupy-cuda13x": "14.2.0", "cuda-bindings": "13.0.1"})  # fmt: skip
@@ -45,14 +45,7 @@ FAULTS = {
         "unset OPENBLAS_CORETYPE"),
     "another cache": (dict(variables={"OPENBLAS_L2_SIZE": "512"}), WRONG, "OPENBLAS_L2_SIZE=512, but .* has 1024 KB",
         "unset OPENBLAS_L2_SIZE"),
-    "workqueue": (dict(layer="workqueue", variables={"NUMBA_THREADING_LAYER": "workqueue"}), WRONG,
-        "the threading layer is workqueue, not OpenMP", "unset NUMBA_THREADING_LAYER"),
-    "no OpenMP": (dict(layer="tbb"), WRONG, "the threading layer is tbb", "libgomp"),
-    "a layer that is not there": (dict(layer="not initialized", variables={"NUMBA_THREADING_LAYER": "tbb"}), WRONG,
-        r"no threading layer \(not initialized\), not OpenMP", r"unset NUMBA_THREADING_LAYER \(it is 'tbb'\)"),
-    "a thread limit": (dict(meets=False, variables={"OMP_THREAD_LIMIT": "1"}), WRONG, "OMP_THREAD_LIMIT=1",
-        "unset OMP_THREAD_LIMIT"),
-    "nothing compiled": (dict(layer="no _cache", meets=False, variables={"NUMBA_DISABLE_JIT": "1"}), WRONG,
+    "nothing compiled": (dict(variables={"NUMBA_DISABLE_JIT": "1"}), WRONG,
         "nothing is compiled", "unset NUMBA_DISABLE_JIT"),
     "another processor's code": (dict(variables={"NUMBA_CPU_NAME": "generic"}), WRONG, "NUMBA_CPU_NAME=generic",
         "unset NUMBA_CPU_NAME"),
@@ -62,8 +55,6 @@ FAULTS = {
     "nested threads": (dict(variables={"OMP_NUM_THREADS": "8,2"}), WRONG, "OMP_NUM_THREADS=8,", "=4"),
     "no number of threads": (dict(variables={"MKL_NUM_THREADS": "many"}), WRONG, "MKL_NUM_THREADS=many is no number",
         "export MKL_NUM_THREADS=4"),
-    "fewer threads for Numba": (dict(layer="", meets=False, variables={"NUMBA_NUM_THREADS": "2"}), WRONG,
-        "fewer than the 4 cores", "unset NUMBA_NUM_THREADS"),
     "a large pool": (dict(blas=BLAS | {"num_threads": 64}), WRONG, "started 64 threads on 4 cores",
         "OPENBLAS_NUM_THREADS=4"),
     "threads that spin": (dict(variables={"OMP_WAIT_POLICY": "ACTIVE"}), NOTE, "keep their cores between calls",
@@ -119,7 +110,7 @@ def test_what_is_no_fault():
         dict(blas={}),
         haswell() | dict(flags=frozenset({"avx2"})),
         dict(variables={"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "4", "OMP_WAIT_POLICY": "passive"}),
-        dict(cores_allowed=1, affinity=1, layer="workqueue", meets=False, siblings=((0,),), blas={}),
+        dict(cores_allowed=1, affinity=1, siblings=((0,),), blas={}),
         dict(quota=4.0),
         dict(busy=0.05),
         dict(caches={}, variables={"OPENBLAS_L2_SIZE": "512"}),
@@ -152,7 +143,6 @@ def test_this_machine_can_be_read(monkeypatch):
     monkeypatch.setattr(doctor, "LOOK_S", 0.05)
     facts = doctor.read()
     assert 1 <= facts.cores_allowed <= facts.affinity
-    assert facts.layer
     assert 0 <= facts.stolen <= 1
     assert 0 <= facts.busy <= facts.affinity
     assert sum(map(len, facts.siblings)) in (0, facts.affinity)

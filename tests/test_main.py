@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
+import io
 import os
+import re
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 
 import rnnpar
 from rnnpar import __main__, advice, doctor, machine, model, registry
 from rnnpar.study import sweep, tell, which
+from rnnpar.words import write_anything
 from tests.test_model import simple_peaks
 from tests.test_register import right, wrong
 
@@ -213,6 +218,64 @@ def test_a_reader_that_has_enough():
     )
     os.close(write)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+NO_UTF8 = [
+    {"PYTHONIOENCODING": "ascii"},
+    {"PYTHONIOENCODING": "latin-1"},
+    {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+]
+SPEAKS = r"""
+import sys
+from rnnpar import __main__
+__main__.COMMANDS["methods"] = lambda options: print("2.0\u00d7 \u2192") or print("1.5\u00d7", file=sys.stderr) or 3
+sys.exit(__main__.main(["methods"]))
+"""
+
+
+@pytest.mark.parametrize("variables", NO_UTF8, ids=lambda variables: next(iter(variables.values())))
+def test_output_that_is_no_utf8_gets_other_characters_instead(variables):
+    ours = {key: value for key, value in os.environ.items() if key not in ("PYTHONIOENCODING", "PYTHONUTF8")}
+    done = subprocess.run([sys.executable, "-c", SPEAKS], capture_output=True, env=ours | variables, timeout=60)
+    assert done.returncode == 3, done.stderr
+    assert done.stdout.strip() == (b"2.0\xd7 ?" if "latin-1" in variables.values() else b"2.0? ?")
+    assert done.stderr.startswith(b"1.5")
+    assert b"Traceback" not in done.stderr
+
+
+ENTRY_POINTS = sorted(
+    ".".join(file.relative_to(registry.PACKAGE.parent).with_suffix("").parts)
+    for file in registry.PACKAGE.rglob("*.py")
+    if re.search(r"^def main\(", file.read_text(encoding="utf-8"), re.MULTILINE)
+)
+
+
+@pytest.mark.parametrize("module", ENTRY_POINTS)
+def test_every_entry_point_writes_whatever_the_output_can_take(monkeypatch, module):
+    if module == "rnnpar.study.cluster":
+        pytest.importorskip("distributed")
+    main = importlib.import_module(module).main
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
+    monkeypatch.setattr(sys, "stderr", io.StringIO())  # which has no reconfigure
+    if module == "rnnpar.study.live":  # takes no arguments, and gives its stdout away
+        monkeypatch.setattr(os, "dup", lambda descriptor: pytest.fail("too late") if strict() else sys.exit())
+    with suppress(SystemExit):
+        main() if module == "rnnpar.study.live" else main(["--no-such-option"])
+    assert not strict()
+    print("2.0×")
+    sys.stdout.flush()
+    assert sys.stdout.buffer.getvalue().endswith(b"2.0?\n")
+
+
+def strict():
+    return sys.stdout.errors == "strict"
+
+
+def test_an_error_handler_that_the_user_chose_stays(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii", errors="xmlcharrefreplace"))
+    monkeypatch.setattr(sys, "stderr", None)  # as under pythonw
+    write_anything()
+    assert sys.stdout.errors == "xmlcharrefreplace"
 
 
 def test_python_m_machine_has_nothing_to_warn_of():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import rnnpar
+from rnnpar.reference import relative_error
 
 NET = rnnpar.RNN.random(3, 5, 4, num_layers=2)
 
@@ -22,6 +23,37 @@ NET = rnnpar.RNN.random(3, 5, 4, num_layers=2)
 def test_refuses(call, error, said):
     with pytest.raises(error, match=said):
         call()
+
+
+def masked(*shape):
+    return np.ma.masked_array(np.zeros(shape), np.arange(np.prod(shape)).reshape(shape) == 1)
+
+
+@pytest.mark.parametrize(
+    ("x", "h0", "name"),
+    [
+        (masked(2, 1, 3), None, "x"),
+        (list(masked(2, 1, 3)), None, "x"),
+        (np.zeros((2, 1, 3)), masked(2, 1, 5), "h0"),
+    ],
+)
+def test_masked_arrays_are_refused(x, h0, name):
+    with pytest.raises(TypeError, match=rf"{name} is a masked array, .* give {name}.filled\(value\)"):
+        rnnpar.reference(NET, x, h0)
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_answer_does_not_depend_on_the_callers_error_handling():
+    x = np.random.default_rng(0).standard_normal((3, 2, 3)) * 1e-160  # products of it underflow
+    x[0, 0], x[1, 1, 0] = 1e300, np.inf
+    layers = [dict(W=layer.W * 1e30, U=layer.U * 1e30, b=layer.b) for layer in NET.layers]
+    net = rnnpar.RNN.from_arrays(layers, NET.V * 1e30, NET.c)  # exp underflows in the softmax, 1e300 * U overflows
+    wanted = rnnpar.reference(net, x)
+    with np.errstate(all="raise"):
+        for one, other in zip(rnnpar.reference(net, x), wanted, strict=True):
+            assert np.array_equal(one, other, equal_nan=True)
+        assert np.isnan(relative_error(np.array([np.inf]), np.array([np.inf])))
+        assert relative_error(np.array([1e-200]), np.array([1.0])) == 1
 
 
 def test_takes_lists_and_nothing():

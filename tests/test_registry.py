@@ -21,8 +21,8 @@ def names(method: str) -> set[str]:
 
 
 def test_a_hash_covers_what_is_imported_directly_or_not():
-    kernels = {"blas.py", "forward.py", "tile.py", "activations.py", "pointers.py", "jit.py", "trace.py"}
-    assert {"serial.py"} | kernels == names("serial/naive")
+    kernels = {"blas", "forward", "tile", "activations", "pointers", "jit", "trace", "team", "job", "atomics", "system"}
+    assert {"serial.py", "placement.py", *(f"{name}.py" for name in kernels)} == names("serial/naive")
     assert {"threads.py", "atomics.py", "team.py", "forward.py", "tile.py", "activations.py"} <= names("threads/rows")
     assert {"numba_cuda.py", "gpu.py", "ptx.py", "launch.py", "cublas.py"} == names("numba_cuda/persistent")
     assert names("peers/torch") == {"peers.py"}
@@ -41,7 +41,7 @@ def copied(tmp_path, monkeypatch):
     ("edited", "changes"),
     [
         ("kernels/tile.py", {"serial", "threads"}),
-        ("kernels/team.py", {"threads"}),
+        ("kernels/team.py", {"serial", "threads"}),
         ("kernels/ptx.py", {"numba_cuda"}),
         ("kernels/launch.py", {"numba_cuda"}),
         ("backends/threads.py", {"threads"}),
@@ -63,7 +63,11 @@ def test_the_ways_to_import_a_kernel(copied):
         "def f():\n    from rnnpar.kernels.ptx import x\n"
     )
     files = {file.name for file in registry.source_files(copied / "backends" / "serial.py")}
-    assert files == {"serial.py", "atomics.py", "placement.py", "jit.py", "blas.py", "ptx.py"}
+    assert files == {
+        "serial.py",
+        "ptx.py",
+        *(f"{name}.py" for name in ["atomics", "blas", "jit", "job", "placement", "pointers", "system", "tile"]),
+    }
 
 
 @pytest.mark.parametrize("method", GPU, ids=lambda method: method.name)

@@ -8,7 +8,7 @@ memory are cut into windows: parallel inside, one after another between them (So
 
 Nothing is returned that was not checked. The residual, the most by which any equation is missed, must be small; and
 since a small residual early on may have grown into a large error later, the residuals themselves are carried along the
-sequence by the linearised equations (kernels/scan.py: `growth_body`). A network that makes too much of them, because
+sequence by the linearised equations (kernels/scan.py: `growth_region`). A network that makes too much of them, because
 it is chaotic, is refused: `NotConverged`.
 
 Letters: T steps, B batch, I input, H hidden, O output, L layers, S segments. x (T,B,I), h (L,B,H), y (T,B,O), float32.
@@ -36,10 +36,11 @@ import psutil
 
 from rnnpar import device_arrays, model
 from rnnpar.kernels import scan, scan_arrays
-from rnnpar.kernels.atomics import LINE
 from rnnpar.kernels.blas import one_blas_thread
+from rnnpar.kernels.forward import FIELDS, fields_of
 from rnnpar.kernels.forward import Plan as OutputPlan
-from rnnpar.kernels.team import Team
+from rnnpar.kernels.job import LINE, Job
+from rnnpar.kernels.team import Region
 from rnnpar.kernels.tile import WIDTH, Packed, aligned, round_up
 from rnnpar.network import RNN
 from rnnpar.registry import Unavailable
@@ -167,7 +168,7 @@ class Plan:
         """float32 numbers that one thread needs to itself."""
         width = self.B * self.ld
         rows = max(self.own, 1) * width
-        return max(4 * rows, rows + max(rows, H * self.ld)) + self.ld + 2 * width
+        return max(4 * rows, rows + max(rows, H * self.ld)) + 2 * width
 
     def ends(self, threads: int) -> int:
         """One row a segment, or a thread where there are more of them: the diagonal scan cuts by threads."""
@@ -231,6 +232,14 @@ class InTime:
         self.info: dict[str, Any] = {}
 
     def __call__(self, x: Any, h0: Any) -> tuple[Any, Any]:
+        with np.errstate(all="ignore"):  # infinity and NaN are answers, whatever the caller has told NumPy
+            return self._call(x, h0)
+
+    def close(self) -> None:
+        """Let go of weights and buffers."""
+        self.engine = None
+
+    def _call(self, x: Any, h0: Any) -> tuple[Any, Any]:
         """One call; where the iteration ends nowhere and no bounds were set, once more in short windows.
 
         Far from the answer Newton's method may win no more than a step with each correction, even on a network that
@@ -272,20 +281,25 @@ class InTime:
     def _layer(self, plan: Plan, state: _Sums, layer: int, steps: int, most: int, below: float) -> float:
         """Solve one layer of one window; returns the error to be expected of it. NotConverged."""
         residuals: list[float] = []
+        lost: Any = None  # which states are NaN, since x or h0 is
         small = scan.SMALL if self.itemsize == 4 else 1e-9 * scan.SMALL
         for tolerance in TOLERANCES_64 if self.itemsize == 8 else TOLERANCES[self.name]:
             before, scale = len(residuals), self.scales[layer]
-            residuals = state.time(
-                "solve", self.engine.solve, plan, layer, steps, most, tolerance * scale, small * scale, not before
-            )
+            solve = (self.engine.solve, plan, layer, steps, most, tolerance * scale, small * scale, not before)
+            residuals = state.time("solve", *solve)
+            if math.isnan(residuals[-1]) and lost is None:
+                lost = set_aside(self.engine.xp, *self.engine.arrays(layer, steps))
+                residuals = state.time("solve", *solve)
             state.solved(residuals, steps, first=not before)
             if math.isnan(residuals[-1]):
-                raise ValueError(f"x or h0 leads to NaN in layer {layer}: an iteration cannot converge on that")
+                raise ValueError(f"layer {layer} leads to NaN: an iteration cannot converge on that")
             noise = scan.ROUNDING * (np.finfo(np.float32 if self.itemsize == 4 else np.float64).eps / EPSILON)
             rough = self.rough[layer] + below * self.engine.gain[layer] / noise
             sums = state.time("check", self.engine.growth, plan, layer, steps, noise, rough)
             found = state.grown(layer, sums, steps, self.out_gain if layer == self.net.num_layers - 1 else 1.0)
             if found <= BOUND and residuals[-1] <= BOUND:
+                if lost is not None:
+                    self.engine.arrays(layer, steps)[1][1:][lost] = math.nan
                 return state.keep(layer)
             if len(residuals) > most:
                 break
@@ -361,7 +375,7 @@ class _Sums:
         self.info["evaluations"] += len(residuals) * steps / self.T
 
     def grown(self, layer: int, sums: np.ndarray, steps: int, gain: float) -> float:
-        """The error to be expected so far, from what `growth_body` found of this window's segments (6,S,B), in order.
+        """The error to be expected so far, from what `growth_region` found of this window's segments (6,S,B), in order.
 
         As all errors are measured here: the root mean square over all steps of the call (`gain` times that for what
         is to come of it in y), or that of the last state, if larger.
@@ -390,6 +404,25 @@ class _Sums:
         self.info["evaluations"] /= len(self.done)
 
 
+def set_aside(xp: Any, z: Any, h: Any, W: Any) -> Any:
+    """Put finite numbers in place of NaN in z (T,B,H) and h (T+1,B,H), the guess behind the known state.
+
+    Returns which states (T,B,H) will be NaN: those elements where z is, and all that come after in their sequence. No
+    iteration converges on NaN, and every other state stays what it is without them.
+    """
+    known = h[0]
+    odd = ~xp.isfinite(known).all(axis=1)
+    if odd.any():  # infinity, too, may become NaN by its product with W
+        z[0, odd] += known[odd] @ W.T
+        known[odd] = 0
+    h[1:] = 0
+    lost = xp.isnan(z)
+    gone = xp.cumsum(lost.any(axis=2), axis=0) > 0
+    lost[1:] |= gone[:-1, :, None]
+    z[lost] = 0
+    return lost
+
+
 def _check_options(dtype: str, window: Any, most: Any, damping: float, array_module: str | None) -> None:
     if dtype not in ("float32", "float64"):
         raise ValueError(f"dtype is {dtype!r}; it must be 'float32' or 'float64'")
@@ -414,16 +447,16 @@ class Threads:
     """The parts of a call on a team of threads (kernels/scan.py). Buffers stay for the next call of the same shape."""
 
     def __init__(self, net: RNN, threads: int, damping: float):
-        self.net, self.threads, self.keep = net, threads, np.float32(1 - damping)
+        self.net, self.threads, self.xp = net, threads, np
         self.name = f"{threads} threads"
         self.packed = Packed.of(net)
         self.gain = _gain(net)
-        self.team_of = {
-            part: Team(threads, getattr(scan, f"{part}_body"), getattr(scan, f"{part}_region"))
-            for part in ("inputs", "solve", "growth", "outputs")
-        }
-        self.sync = aligned(threads * LINE, np.int64)
-        self.partial = np.zeros(2 * threads * LINE)
+        fields = FIELDS | fields_of(net, self.packed) | scan.FIELDS
+        self.job = Job(threads, **fields | dict(keep=1.0 - damping, faded=scan.FADED))
+        self.inputs_on, self.solve_on, self.growth_on, self.outputs_on = (
+            Region(function, self.job)
+            for function in (scan.inputs_region, scan.solve_region, scan.growth_region, scan.outputs_region)
+        )
         self.diagonals: dict[tuple[int, int], np.ndarray] = {}
         self.plan: Plan | None = None
 
@@ -432,84 +465,81 @@ class Threads:
         return MEMORY * (psutil.virtual_memory().available + (self.plan.bytes if self.plan else 0))
 
     def begin(self, plan: Plan, x: np.ndarray, h0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        H, O = self.net.hidden_size, self.net.output_size
         if plan != self.plan:
-            self.plan = None  # let go of the old buffers first
-            rows = plan.B * plan.ld
-            self.z = self.h = self.g = self.r = self.scratch = self.ends = self.maps = None
-            self.z, self.g, self.r = (aligned(plan.window * rows) for _ in range(3))
-            self.h = aligned((plan.window + 1) * rows)
-            self.scratch = aligned(self.threads * plan.scratch(H)).reshape(self.threads, -1)
-            self.ends, self.maps = aligned(plan.ends(self.threads)), aligned(plan.maps(H, self.threads))
-            self.alive = np.zeros(plan.S * plan.B, np.bool_)
-            self.logits = aligned(self.threads * 64 * round_up(O, WIDTH)).reshape(self.threads, -1)
-            self.noise = np.random.default_rng(0).choice(np.float32([-1, 1]), KEPT_NOISE + rows)
-            self.outputs_plan = OutputPlan.of(self.net, self.packed, plan.T, plan.B, plan.B)
-            self.plan = plan
-        self.x = x.ravel()
-        self.zero_rows()
+            self._fit(plan)
+        self.x = x.reshape(-1)
         self.state = h0.astype(np.float32, copy=True)
-        return self.outputs_plan.results()
+        y, h = self.outputs_plan.results()
+        self.job.set(y=y)
+        return y, h
 
-    def zero_rows(self) -> None:
-        """What the kernels take for zeros has to be zeros still."""
-        width = self.plan.B * self.plan.ld
-        self.scratch[:, -2 * width - self.plan.ld : -2 * width] = 0
+    def _fit(self, plan: Plan) -> None:
+        """Buffers for another plan. An interrupt in here leaves none, and the next call makes them anew."""
+        H, threads, width = self.net.hidden_size, self.threads, plan.B * plan.ld
+        self.plan = self.z = self.h = None
+        self.job.set(**dict.fromkeys(("z", "g", "r", "h", "scratch", "ends", "maps"), np.zeros(1, np.float32)))
+        outputs = self.outputs_plan = OutputPlan.of(self.net, plan.T, plan.B, plan.B)
+        self.z, g, r = (aligned(plan.window * width) for _ in range(3))
+        self.h = aligned((plan.window + 1) * width)
+        noise = np.random.default_rng(0).choice(np.float32([-1, 1]), KEPT_NOISE + width)
+        self.job.set(
+            z=self.z, g=g, r=r, h=self.h, ends=aligned(plan.ends(threads)), maps=aligned(plan.maps(H, threads)),
+            scratch=aligned(threads * plan.scratch(H)), room=plan.scratch(H), alive=np.zeros(plan.S * plan.B, np.uint8),
+            noise=noise, signs=noise.size, zero=aligned(plan.ld), partial=np.zeros(2 * threads * LINE),
+            logits=outputs.logits(threads), block=outputs.block, kind=plan.kind, B=plan.B,
+        )  # fmt: skip
+        self.plan = plan
 
     def inputs(self, layer: int, t0: int, steps: int) -> None:
         """z of the window, and the guess: zeros behind the known state."""
-        plan, (u, _, b) = self.plan, self.packed.table[layer]
-        I = self.net.input_size if layer == 0 else self.net.hidden_size
-        source, x0, stride = (self.x, t0 * plan.B * I, I) if layer == 0 else (self.h, plan.B * plan.ld, plan.ld)
-        panels, bias = self.packed.panels, self.packed.bias
-        self.team_of["inputs"].run(source, x0, stride, I, panels, u, bias, b, self.z, steps, plan.B, plan.ld)
+        I, width = self.net.input_size, self.plan.B * self.plan.ld
+        source, stride = (self.x[t0 * self.plan.B * I :], I) if layer == 0 else (self.h[width:], self.plan.ld)
+        self.job.set(source=source, stride=stride, layer=layer, T=steps)
+        self.inputs_on.run()
         self.h.fill(0)
-        known = self.h[: plan.B * plan.ld].reshape(plan.B, plan.ld)
-        known[:, : self.net.hidden_size] = self.state[layer]
+        self.h[:width].reshape(self.plan.B, -1)[:, : self.net.hidden_size] = self.state[layer]
+
+    def arrays(self, layer: int, steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """z (T,B,H) and h (T+1,B,H) of the window, and W; what pads H is made zeros, since NaN spreads to it too."""
+        shape, H = (-1, self.plan.B, self.plan.ld), self.net.hidden_size
+        width = self.plan.B * self.plan.ld
+        z, h = self.z[: steps * width].reshape(shape), self.h[: (steps + 1) * width].reshape(shape)
+        z[:, :, H:] = h[:, :, H:] = 0
+        return z[:, :, :H], h[:, :, :H], self.net.layers[layer].W
 
     def solve(
         self, plan: Plan, layer: int, steps: int, most: int, tolerance: float, small: float, fresh: bool
     ) -> list[float]:
-        _, w, _ = self.packed.table[layer]
-        H, n = self.net.hidden_size, min(plan.n, steps)
+        n = min(plan.n, steps)
         history = np.zeros(most + 3)
-        self.sync.fill(0)
-        self.team_of["solve"].run(
-            plan.kind, self.z, self.h, self.g, self.r, self.packed.panels, w, self._diagonal(layer), self.ends,
-            self.maps, self.alive, self.scratch, self.sync, self.partial, history, -(-steps // n), n, steps,
-            plan.B, H, plan.ld, self.keep, np.float32(scan.FADED), most, tolerance, small, fresh,
+        self.job.set(
+            w=int(self.packed.table[layer, 1]), diagonal=self._diagonal(layer), history=history, S=-(-steps // n), n=n,
+            T=steps, most=most, tolerance=float(tolerance), small=float(small), fresh=fresh,
         )  # fmt: skip
+        self.solve_on.run()
         return history[: int(history[most + 1]) + 1].tolist()
 
     def growth(self, plan: Plan, layer: int, steps: int, noise: float, rough: float) -> np.ndarray:
-        """How the segments carry errors on, (6,S,B): see scan.growth_body. `rough`: in units of `noise`."""
-        _, w, _ = self.packed.table[layer]
+        """How the segments carry errors on, (6,S,B): see scan.growth_region. `rough`: in units of `noise`."""
         n = min(plan.n, steps)
-        S = -(-steps // n)
-        sums = np.zeros((6, S * plan.B))
-        self.team_of["growth"].run(
-            self.g, self.r, self.noise, np.float32(noise * rough), self.packed.panels, w, self.scratch, sums,
-            S, n, steps, plan.B, self.net.hidden_size, plan.ld, self.keep,
-        )  # fmt: skip
-        return sums.reshape(6, S, plan.B)
+        sums = np.zeros((6, -(-steps // n), plan.B))
+        self.job.set(found=sums, rough=float(noise * rough), S=sums.shape[1], n=n, T=steps)
+        self.growth_on.run()
+        return sums
 
     def end(self, layer: int, steps: int, h: np.ndarray) -> None:
         """The last state of the window begins the next one."""
-        plan = self.plan
-        last = self.h[steps * plan.B * plan.ld : (steps + 1) * plan.B * plan.ld].reshape(plan.B, plan.ld)
+        width = self.plan.B * self.plan.ld
+        last = self.h[steps * width : (steps + 1) * width].reshape(self.plan.B, -1)
         self.state[layer] = h[layer] = last[:, : self.net.hidden_size]
 
     def outputs(self, t0: int, steps: int, y: np.ndarray) -> None:
-        plan, (v, _, c) = self.plan, self.packed.table[-1]
-        flat = y.reshape(-1)
-        out = self.outputs_plan
-        self.team_of["outputs"].run(
-            self.h, self.packed.panels, v, self.packed.bias, c, self.logits, out.block, flat, t0, steps, plan.B,
-            plan.ld, out.sizes,
-        )  # fmt: skip
+        self.job.set(y=y[t0:], T=steps)
+        self.outputs_on.run()
 
     def results(self, y: np.ndarray, h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         self.x = None
+        self.job.set(y=np.zeros(1, np.float32), source=np.zeros(1, np.float32))  # the caller's own, no more held here
         return y, h
 
     def _diagonal(self, layer: int) -> np.ndarray:
@@ -563,11 +593,15 @@ class Arrays:
         self.h = self.xp.zeros((steps + 1, self.plan.B, self.net.hidden_size), self.dtype)
         self.h[0] = self.state[layer]
 
+    def arrays(self, layer: int, steps: int) -> tuple[Any, Any, Any]:
+        """z (T,B,H) and h (T+1,B,H) of the window, and W."""
+        return self.z, self.h, self.layers[layer][0]
+
     def solve(
         self, plan: Plan, layer: int, steps: int, most: int, tolerance: float, small: float, fresh: bool
     ) -> list[float]:
         S = min(plan.S, steps)
-        with one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
+        with one_blas_thread():
             residuals, self.g, self.r = scan_arrays.solve(
                 self.xp, plan.kind, self.layers[layer][0], self.z, self.h, S, self.keep, most, tolerance, small
             )
@@ -576,7 +610,7 @@ class Arrays:
     def growth(self, plan: Plan, layer: int, steps: int, noise: float, rough: float) -> np.ndarray:
         S = min(plan.S, steps)
         signs = np.random.default_rng(0).choice([-noise, noise], (S, 1, self.net.hidden_size))
-        with one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
+        with one_blas_thread():
             found = scan_arrays.growth(
                 self.xp, self.layers[layer][0], self.g / self.keep, self.r, self.xp.asarray(signs, self.dtype),
                 self.dtype.type(rough), S,

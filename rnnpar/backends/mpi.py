@@ -7,7 +7,7 @@ has the answer in the end.
 
 There are two ways to get ranks. Under `mpiexec -n 4 python script.py` this process is one of them already, and rank
 0's runner gives (y, h), the others' (None, None). In any other process `prepare(net, "mpi/rows", ranks=4)` starts them
-(rnnpar/backends/mpi_start.py) and the runner gives (y, h) as every other does.
+(rnnpar/backends/mpi_start.py) and the runner gives (y, h) as every other does; so it may in a job of one rank.
 
 A rank that fails, or ends early, ends the others or tells them, from its first `prepare` on. What fails on one rank
 before that, such as a file that only the others have, they would wait for: begin the script by `from mpi4py import MPI`
@@ -19,7 +19,6 @@ straight into memory that they share ("window"); else they send messages. Only a
 
 from __future__ import annotations
 
-import atexit
 import math
 import os
 import signal
@@ -27,21 +26,33 @@ import sys
 import time
 import traceback
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-from numba import prange
 
 from rnnpar import machine, model_ranks
-from rnnpar.backends.threads import rows_body, share, split
-from rnnpar.kernels.atomics import LINE, SKIP, SPINS, barrier
-from rnnpar.kernels.forward import Plan, abreast, accumulate, inputs, outputs, sequences, step, tanh_panels
+from rnnpar.backends.threads import share, share_of_rows, split
+from rnnpar.kernels.atomics import ONE, SPINS, ZERO, barrier, stopped
+from rnnpar.kernels.forward import (
+    FIELDS,
+    Plan,
+    abreast,
+    accumulate,
+    fields_of,
+    inputs,
+    outputs,
+    sequences,
+    step,
+    tanh_panels,
+)
 from rnnpar.kernels.jit import jit
+from rnnpar.kernels.job import LINE, SKIP, Job
 from rnnpar.kernels.messages import ALLGATHER, ALONE, MESSAGES, Exchange, collect, publish
-from rnnpar.kernels.pointers import at, bare
-from rnnpar.kernels.team import Team
+from rnnpar.kernels.pointers import at
+from rnnpar.kernels.team import Region
 from rnnpar.kernels.tile import WIDTH, Packed, aligned, round_up
 from rnnpar.network import RNN
 from rnnpar.registry import Unavailable
@@ -102,108 +113,89 @@ def rows(
 # --- What one thread of one rank does in a chunk of steps: stages of a layer each, or all of them ------------------
 
 
-@jit()
-def chunk_body(thread, threads, x, h0, y, panels, bias, table, states, logits, sync, board, handles, answer, link,
-               sizes, job):  # fmt: skip
+def chunk_region(thread, threads, job):
     """The stages `first` to `end` for one chunk: 2 l is U x of layer l, 2 l + 1 its recurrence, 2 L the output.
 
     states: (L, slots, chunk * B * ld), each rank's own. Of U and W this rank computes the panels q0 to q1, and each
     of its threads a share of them.
     """
-    x, h0, y, panels, bias, table = bare(x), bare(h0), bare(y), bare(panels), bare(bias), bare(table)
-    states, logits, sync, board = bare(states), bare(logits), bare(sync), bare(board)
-    L, I, H, _, _ = sizes
-    first, end, number, t0, steps, B, slots, chunk, block, q0, q1, overlap, epoch, y_step = job
-    rank, ranks = link[1], link[2]
-    ld = (H + WIDTH - 1) // WIDTH * WIDTH
-    size = chunk * B * ld
-    p0, p1 = q0 + (q1 - q0) * thread // threads, q0 + (q1 - q0) * (thread + 1) // threads
-    own0, own1 = min(H, q0 * WIDTH), min(H, q1 * WIDTH)  # the columns of h that this rank computes
-    met = begun = 0
-    for stage in range(first, end):
-        l = min(stage // 2, L - 1)
-        u, w, b = table[l]
-        s0 = (slots * l + number % slots) * size
-        if stage == 2 * L:
-            v, _, c = table[L]
-            r0, r1 = share(steps * B, rank * threads + thread, ranks * threads)
-            outputs(states, s0, ld, r0, r1, panels, v, bias, c, logits[thread], block, y, y_step, 0, B, B, sizes)
+    B, I, H, ld, steps = job.B, job.I, job.H, job.ld, job.steps
+    size = job.chunk * B * ld
+    p0 = job.q0 + (job.q1 - job.q0) * thread // threads
+    p1 = job.q0 + (job.q1 - job.q0) * (thread + 1) // threads
+    epoch = ZERO
+    for stage in range(job.first, job.end):
+        l = min(stage // 2, job.L - 1)
+        states = at(job.states, (job.slots * l + job.number % job.slots) * size)
+        if stopped(job.control, thread, steps * B * H * max(H, I)):
+            return
+        if stage == 2 * job.L:
+            r0, r1 = share(steps * B, job.rank * threads + thread, job.ranks * threads)
+            outputs(job, thread, states, r0, r1, at(job.logits, thread * job.block * job.ldo), job.y_step, ZERO, B)
         elif stage == 0:
-            inputs(x, t0 * B * I, B * I, I, steps, B, I, panels, u, bias, b, states, s0, ld, p0, p1)
+            inputs(job, l, at(job.x, job.t0 * B * I), B * I, I, steps, B, states, p0, p1)
         elif stage % 2 == 0:
-            below = (slots * (l - 1) + number % slots) * size
-            inputs(states, below, B * ld, ld, steps, B, H, panels, u, bias, b, states, s0, ld, p0, p1)
+            below = at(job.states, (job.slots * (l - 1) + job.number % job.slots) * size)
+            inputs(job, l, below, B * ld, ld, steps, B, states, p0, p1)
         else:
-            for t in range(steps):
-                now = s0 + t * B * ld
-                if begun > 0:  # some panels of this step have this rank's columns of h[t-1] in them already
-                    f0, f1, r0, r1 = split(p0, p1, begun, t % 2)
-                    before, s, unit = at(states, now - B * ld), at(states, now), abreast(B, H, p1 - p0)
-                    for k0, k1, first_q, last_q in ((0, own0, f0, f1), (own1, H, f0, f1), (0, H, r0, r1)):
-                        accumulate(before, ld, B, H, k0, k1, at(panels, w), s, ld, first_q, last_q, t % 2, unit)
-                    tanh_panels(s, ld, B, p0, p1)
-                elif t > 0:
-                    step(at(states, now - B * ld), ld, B, H, at(panels, w), at(states, now), ld, p0, p1, t)
-                elif number > 0:
-                    before = at(states, (slots * l + (number - 1) % slots) * size + (chunk - 1) * B * ld)
-                    step(before, ld, B, H, at(panels, w), at(states, now), ld, p0, p1, t)
-                else:
-                    step(at(h0, l * B * H), H, B, H, at(panels, w), at(states, now), ld, p0, p1, t)
-                epoch += 1
-                met += 1
-                barrier(sync, thread, threads, met)  # all of this rank's columns are there
-                begun = 0
-                if thread == 0:
-                    publish(link, board, handles, answer, states, now, ld, B, epoch)
-                    while t + 1 < steps and begun < min(overlap, p1 - p0) and own0 < own1:
-                        q = p1 - 1 - begun if (t + 1) % 2 else p0 + begun
-                        s = at(states, now + B * ld)
-                        accumulate(at(states, now), ld, B, H, own0, own1, at(panels, w), s, ld, q, q + 1, 0, 1)
-                        begun += 1
-                    collect(link, board, handles, answer, states, now, ld, B, epoch)
-                met += 1
-                barrier(sync, thread, threads, met)  # all of h[t] is there
-
-
-@jit(parallel=True)
-def chunk_region(threads, x, h0, y, panels, bias, table, states, logits, sync, board, handles, answer, link, sizes,
-                 job):  # fmt: skip
-    for thread in prange(threads):
-        chunk_body(np.int64(thread), threads, x, h0, y, panels, bias, table, states, logits, sync, board, handles,
-                   answer, link, sizes, job)  # fmt: skip
+            recurrence(job, l, states, thread, threads, p0, p1, epoch)
+            epoch += steps
 
 
 @jit()
-def window_body(thread, threads, first, size, x, h0, y, h, panels, bias, table, states, logits, sync, block, chunk, T,
-                B, sizes):  # fmt: skip
-    """What a thread of `threads/rows` does: this one is number first + thread of the `size` of all ranks together."""
-    rows_body(first + thread, size, x, h0, y, h, panels, bias, table, states, logits, sync, block, chunk, T, B, sizes,
-              None)  # fmt: skip
+def recurrence(job, l, states, thread, threads, p0, p1, done):
+    """The steps of a chunk of layer l, panels p0 to p1; after each the ranks exchange their columns of the state.
+
+    done: how many steps the threads have done before in this region.
+    """
+    B, H, ld, steps, w = job.B, job.H, job.ld, job.steps, at(job.panels, job.table[3 * l + 1])
+    own0, own1 = min(H, job.q0 * WIDTH), min(H, job.q1 * WIDTH)  # the columns of h that this rank computes
+    met, begun = 2 * done, ZERO
+    for t in range(steps):
+        now = at(states, t * B * ld)
+        before, lda = at(now, -B * ld), ld
+        if t == 0 and job.number > 0:
+            last = (job.slots * l + (job.number - 1) % job.slots) * job.chunk + job.chunk - 1
+            before = at(job.states, last * B * ld)
+        elif t == 0:
+            before, lda = at(job.h0, l * B * H), H
+        if begun > 0:  # some panels of this step have this rank's columns of h[t-1] in them already
+            f0, f1, r0, r1 = split(p0, p1, begun, t % 2)
+            unit = abreast(B, H, p1 - p0)
+            for k0, k1, first, last in ((0, own0, f0, f1), (own1, H, f0, f1), (0, H, r0, r1)):
+                accumulate(before, ld, B, H, k0, k1, w, now, ld, first, last, t % 2, unit)
+            tanh_panels(now, ld, B, p0, p1)
+        else:
+            step(before, lda, B, H, w, now, ld, p0, p1, t)
+        met += 1
+        barrier(job.flags, thread, threads, met, job.control, thread)  # all of this rank's columns are there
+        begun = ZERO
+        if thread == 0:
+            epoch = job.epoch + done + t + 1
+            publish(job, now, epoch)
+            while t + 1 < steps and begun < min(job.overlap, p1 - p0) and own0 < own1:
+                q = p1 - 1 - begun if (t + 1) % 2 else p0 + begun
+                accumulate(now, ld, B, H, own0, own1, w, at(now, B * ld), ld, q, q + 1, ZERO, ONE)
+                begun += 1
+            collect(job, now, epoch)
+        met += 1
+        barrier(job.flags, thread, threads, met, job.control, thread)  # all of h[t] is there
+        if stopped(job.control, thread, B * H * H):
+            return
 
 
-@jit(parallel=True)
-def window_region(threads, first, size, x, h0, y, h, panels, bias, table, states, logits, sync, block, chunk, T, B,
-                  sizes):  # fmt: skip
-    for thread in prange(threads):
-        window_body(np.int64(thread), threads, first, size, x, h0, y, h, panels, bias, table, states, logits, sync,
-                    block, chunk, T, B, sizes)  # fmt: skip
+def window_region(thread, threads, job):
+    """What a thread of `threads/rows` does: this one is number first + thread of all ranks' threads together."""
+    share_of_rows(job, thread, job.sync, job.first + thread, job.everyone)
 
 
-@jit()
-def batch_body(thread, threads, x, h0, y, h, panels, bias, table, states, logits, block, chunk, T, B, first, end,
-               sizes):  # fmt: skip
-    """The sequences first to end of a batch of B, shared out over the threads of this rank."""
+def batch_region(thread, threads, job):
+    """The sequences first to end of the batch, shared out over the threads of this rank."""
+    first, end = job.first, job.end
     own, after = first + (end - first) * thread // threads, first + (end - first) * (thread + 1) // threads
+    states = at(job.states, thread * job.L * 2 * job.chunk * job.count * job.ld)
     if after > own:
-        sequences(x, h0, y, h, panels, bias, table, states[thread], logits[thread], block, chunk, T, B, own,
-                  after - own, sizes, 0, None)  # fmt: skip
-
-
-@jit(parallel=True)
-def batch_region(threads, x, h0, y, h, panels, bias, table, states, logits, block, chunk, T, B, first, end, sizes):
-    for thread in prange(threads):
-        batch_body(np.int64(thread), threads, x, h0, y, h, panels, bias, table, states, logits, block, chunk, T, B,
-                   first, end, sizes)  # fmt: skip
+        sequences(job, thread, states, at(job.logits, thread * job.block * job.ldo), own, after - own)
 
 
 # --- What one rank does ------------------------------------------------------------------------------------------
@@ -316,18 +308,21 @@ def way(ranks: Ranks, exchange: str, far: str = "messages") -> str:
 
 
 class Strategy:
-    """What the three have in common: packed weights, a team of threads, and buffers for the shape of the last call.
+    """What the three have in common: packed weights, a region of a rank's threads, and buffers for the last shape.
 
     `run(x, h0, y, h)` on every rank; y (T,B,O) and h (L,B,H) are shared by all ranks if `direct`, else rank 0's own,
     and of no meaning on the others. `info` says how it is done.
     """
 
+    region_function: Callable[..., None]  # of a strategy, with the fields that its job has beside a forward pass's
+    fields: dict[str, Any]
+
     def __init__(self, ranks: Ranks, net: RNN, threads: int, exchange: str, **options: Any):
         self.ranks, self.net, self.threads = ranks, net, threads
         self.exchange = way(ranks, exchange)
         self.direct = self.exchange == "window"
-        self.packed = Packed.of(net)
         self.info = {"ranks": ranks.size, "threads": threads, "exchange": self.exchange}
+        self.ld = round_up(net.hidden_size, WIDTH)
         self._shape: tuple[int, int] = (-1, -1)
         self._prepare(**options)
 
@@ -335,14 +330,22 @@ class Strategy:
 
     def warm(self) -> None:
         """Compile: rank 0 first, then the others, who find it in the cache on the disk."""
-        x = np.zeros((0, 1, self.net.input_size), np.float32)
-        h0 = np.zeros((self.net.num_layers, 1, self.net.hidden_size), np.float32)
+        fields = FIELDS | fields_of(self.net, Packed.of(self.net)) | self.fields
         for turn in (self.ranks.rank == 0, self.ranks.rank != 0):
             if turn:
-                self._compile(x, h0)
+                self.job = Job(self.threads, **fields)
+                self.region = Region(type(self).region_function, self.job)
             self.ranks.meet()
 
-    def close(self) -> None: ...
+    def _set(self, plan: Plan, **fields: Any) -> None:
+        """The fields of the job that depend on the shape."""
+        self.plan = plan
+        sizes = dict(T=plan.T, B=plan.B, count=plan.count, block=plan.block, chunk=plan.chunk)
+        self.job.set(**sizes | fields)
+
+    def close(self) -> None:
+        """Let go of weights and buffers."""
+        self.job = self.region = None
 
 
 CACHE_BYTES_S = 100e9  # what a core reads from its caches, roughly
@@ -352,39 +355,30 @@ FEW = 8  # ranks up to which a message to each is sooner done than an allgather'
 class Batch(Strategy):
     """`batch` on one rank."""
 
-    def _prepare(self) -> None:
-        self.team = Team(self.threads, batch_body, batch_region)
-
-    def _compile(self, x: np.ndarray, h0: np.ndarray) -> None:
-        plan = Plan.of(self.net, self.packed, 1, 1, 1)
-        y = np.zeros((0, 1, self.net.output_size), np.float32)
-        self._sequences(x, h0, y, h0.copy(), plan, plan.states(self.threads), plan.logits(self.threads), 0, 0)
+    region_function = batch_region
+    fields: ClassVar = dict(first=0, end=0)
 
     def run(self, x: np.ndarray, h0: np.ndarray, y: np.ndarray, h: np.ndarray) -> None:
         T, B, _ = x.shape
         rank, size = self.ranks.rank, self.ranks.size
         first, end = B * rank // size, B * (rank + 1) // size
         if self._shape != (T, B):
+            self._shape = (-1, -1)
+            plan = Plan.of(self.net, T, B, max(1, -(-(end - first) // self.threads)))
+            self._set(plan, states=plan.states(self.threads), logits=plan.logits(self.threads))
             self._shape = (T, B)
-            plan = self.plan = Plan.of(self.net, self.packed, T, B, max(1, -(-(end - first) // self.threads)))
-            self.states, self.logits = plan.states(self.threads), plan.logits(self.threads)
         if self.direct:
-            self._sequences(x, h0, y, h, self.plan, self.states, self.logits, first, end)
+            self.job.set(first=first, end=end, B=B)
+            self.region.run(x, h0, y, h)
             self.ranks.meet()
             return
         own_x, own_h0 = np.ascontiguousarray(x[:, first:end]), np.ascontiguousarray(h0[:, first:end])
         own_y, own_h = (np.empty((*a.shape[:1], end - first, n), np.float32)
                         for a, n in ((x, self.net.output_size), (h0, self.net.hidden_size)))  # fmt: skip
-        self._sequences(own_x, own_h0, own_y, own_h, self.plan, self.states, self.logits, 0, end - first)
+        self.job.set(first=0, end=end - first, B=end - first)
+        self.region.run(own_x, own_h0, own_y, own_h)
         self._gather(own_y, y)
         self._gather(own_h, h)
-
-    def _sequences(self, x, h0, y, h, plan, states, logits, first, end) -> None:
-        packed = self.packed
-        self.team.run(
-            x.ravel(), h0.ravel(), y.ravel(), h.ravel(), packed.panels, packed.bias, packed.table, states, logits,
-            plan.block, plan.chunk, x.shape[0], x.shape[1], first, end, plan.sizes,
-        )  # fmt: skip
 
     def _gather(self, own: np.ndarray, whole: np.ndarray) -> None:
         """Each rank's sequences into their places in rank 0's array (N,B,M); own (N, its sequences, M)."""
@@ -409,35 +403,26 @@ class Batch(Strategy):
 class Chunked(Strategy):
     """What `rows` and `pipeline` have in common: a chunk of steps at a time, some stages of it, some panels of W."""
 
+    region_function = chunk_region
     slots = 2  # chunks of states that are kept
 
-    def _prepare(self, **options: Any) -> None:
-        self.team = Team(self.threads, chunk_body, chunk_region)
-        self.sync = aligned(self.threads * LINE, np.int64)
+    def _prepare(self) -> None:
         self.alone = Exchange(self.ranks.comm, ALONE, 1, 1)
-        self.ld = round_up(self.net.hidden_size, WIDTH)
-        self.panels = (0, self.ld // WIDTH)
-        self.overlap = 0
+        self.fields = self.alone.fields | dict(
+            first=0, end=0, number=0, t0=0, steps=0, slots=self.slots, q0=0, q1=self.ld // WIDTH, overlap=0, epoch=0,
+            y_step=0,
+        )  # fmt: skip
 
     def _buffers(self, T: int, B: int, chunk: int = 0) -> None:
-        plan = self.plan = Plan.of(self.net, self.packed, T, B, B)
+        plan = Plan.of(self.net, T, B, B)
         self.chunk = min(T, chunk) or plan.chunk
         self.states = aligned(self.net.num_layers * self.slots * self.chunk * B * self.ld)
-        self.logits = plan.logits(self.threads)
-
-    def _compile(self, x: np.ndarray, h0: np.ndarray) -> None:
-        self._buffers(1, 1)
-        self._stages(x, h0, np.zeros(0, np.float32), self.alone, (0, 0), 0, 0, 0, 0)
+        self._set(plan, chunk=self.chunk, states=self.states, logits=plan.logits(self.threads))
 
     def _stages(self, x, h0, y, exchange, stages, number, t0, steps, y_step) -> None:
-        packed, B = self.packed, x.shape[1]
-        self.sync.fill(0)
-        job = (*stages, number, t0, steps, B, self.slots, self.chunk, self.plan.block, *self.panels, self.overlap,
-               exchange.epoch, y_step)  # fmt: skip
-        self.team.run(
-            x.ravel(), h0.ravel(), y.ravel(), packed.panels, packed.bias, packed.table, self.states, self.logits,
-            self.sync, exchange.board, exchange.handles, exchange.answer, exchange.link, self.plan.sizes, job,
-        )  # fmt: skip
+        first, end = stages
+        self.job.set(first=first, end=end, number=number, t0=t0, steps=steps, epoch=exchange.epoch, y_step=y_step)
+        self.region.run(x, h0, y, h0)  # nobody writes the last: `_last_state` has it
 
     def _last_state(self, l: int, T: int, B: int) -> np.ndarray:
         """The last state of layer l (B,H), after all chunks."""
@@ -449,54 +434,48 @@ class Chunked(Strategy):
 class RowsInWindow(Strategy):
     """`rows` on one rank, where all of them share memory: all ranks' threads are one team with states in a window."""
 
+    region_function = window_region
+    fields: ClassVar = dict(sync=np.int64, first=0, everyone=0)
+
     def _prepare(self) -> None:
-        self.team = Team(self.threads, window_body, window_region)
         self.all = self.ranks.size * self.threads
         self.first = self.ranks.rank * self.threads
         self.calls = 0
         self._window: Window | None = None
 
-    def _compile(self, x: np.ndarray, h0: np.ndarray) -> None:
-        plan = Plan.of(self.net, self.packed, 1, 1, 1)
-        y, sync = np.zeros((0, 1, self.net.output_size), np.float32), aligned(self.threads * LINE, np.int64)
-        self._together(x, h0, y, h0.copy(), plan, plan.states()[0], plan.logits(self.threads), sync, 0, self.threads)
-
     def run(self, x: np.ndarray, h0: np.ndarray, y: np.ndarray, h: np.ndarray) -> None:
         T, B, _ = x.shape
         if self._shape != (T, B):
+            self._shape = (-1, -1)
+            self._share(Plan.of(self.net, T, B, B))
             self._shape = (T, B)
-            self._share(Plan.of(self.net, self.packed, T, B, B))
         # Two arrays of flags in turn: nobody is still looking at those of the call before when they are taken back.
         now, then = self.sync[self.calls % 2], self.sync[(self.calls + 1) % 2]
         then[self.first * LINE : (self.first + self.threads) * LINE : LINE] = 0
         self.calls += 1
-        self._together(x, h0, y, h, self.plan, self.states, self.logits, now, self.first, self.all)
+        self.job.set(sync=now)
+        self.region.run(x, h0, y, h)
         self.ranks.meet()
 
     def _share(self, plan: Plan) -> None:
         """Put what all ranks read and write into a window: flags, states and logits."""
-        self.plan = plan
-        states, (copies, block) = plan.states().size, plan.logits(self.all).shape  # no page of these is ever touched
-        elements = states + copies * block
-        if self._window is None or self._window.memory.size < elements:
-            self.close()
-            self._window = Window(self.ranks, elements, 2 * self.all, self.ranks.take_turns(self.threads))
-        self.sync = self._window.flags.reshape(2, -1)
-        self.states = self._window.memory[:states]
-        self.logits = self._window.memory[states:elements].reshape(copies, block)
+        states, logits = plan.states().size, plan.logits(self.all).size  # no page of these is ever touched
+        if self._window is None or self._window.memory.size < states + logits:
+            self._free()
+            self._window = Window(self.ranks, states + logits, 2 * self.all, self.ranks.take_turns(self.threads))
+        self.sync, memory = self._window.flags.reshape(2, -1), self._window.memory
+        self._set(plan, states=memory[:states], logits=memory[states : states + logits], first=self.first,
+                  everyone=self.all)  # fmt: skip
 
-    def _together(self, x, h0, y, h, plan, states, logits, sync, first, size) -> None:
-        packed = self.packed
-        self.team.run(
-            first, size, x.ravel(), h0.ravel(), y.ravel(), h.ravel(), packed.panels, packed.bias, packed.table, states,
-            logits, sync, plan.block, plan.chunk, x.shape[0], x.shape[1], plan.sizes,
-        )  # fmt: skip
-
-    def close(self) -> None:
+    def _free(self) -> None:
         if self._window is not None:
-            self.sync = self.states = self.logits = None
+            self.sync = None
             self._window.free()
             self._window = None
+
+    def close(self) -> None:
+        super().close()
+        self._free()
 
 
 class Rows(Chunked):
@@ -507,23 +486,25 @@ class Rows(Chunked):
         whole = self.ld // WIDTH
         share = -(-whole // self.ranks.size)  # the same for each, as a collective wants it; the last may have less
         self.wide = share * WIDTH
-        self.panels = tuple(min(whole, (self.ranks.rank + i) * share) for i in (0, 1))
-        self.overlap = overlap
         if overlap is None:
             a_panel = 4 * WIDTH * self.wide / CACHE_BYTES_S  # its part that has this rank's columns
-            self.overlap = math.ceil(self.ranks.link.alpha / a_panel)
-        self.info |= {"overlap": self.overlap}
+            overlap = math.ceil(self.ranks.link.alpha / a_panel)
+        q0, q1 = (min(whole, (self.ranks.rank + i) * share) for i in (0, 1))
+        self.fields |= dict(overlap=overlap, q0=q0, q1=q1)
+        self.info |= {"overlap": overlap}
         self._exchange: Exchange | None = None
 
     def run(self, x: np.ndarray, h0: np.ndarray, y: np.ndarray, h: np.ndarray) -> None:
         T, B, _ = x.shape
         ranks, O = self.ranks, self.net.output_size
         if self._shape != (T, B):
+            before, self._shape = self._shape[1], (-1, -1)
             self._buffers(T, B)
-            if self._exchange is None or self._shape[1] != B:
-                self.close()
+            if self._exchange is None or before != B:
+                self._free()
                 crowded = ranks.take_turns(self.threads)
                 self._exchange = Exchange(ranks.comm, MODES[self.exchange], B, self.wide, crowded)
+            self.job.set(**self._exchange.fields)
             self._shape = (T, B)
             self._own_y = np.empty((2, self.chunk * B * O) if ranks.rank else 0, np.float32)
             self.info["chunk"] = self.chunk
@@ -558,10 +539,14 @@ class Rows(Chunked):
             for rank in range(1, self.ranks.size)
         ]
 
-    def close(self) -> None:
+    def _free(self) -> None:
         if self._exchange is not None:
             self._exchange.close()
             self._exchange = None
+
+    def close(self) -> None:
+        super().close()
+        self._free()
 
 
 class Pipeline(Chunked):
@@ -578,8 +563,9 @@ class Pipeline(Chunked):
         comm, L = self.ranks.comm, self.net.num_layers
         place = self.ranks.size - 1 - self.ranks.rank  # in the pipeline: rank 0 is its end
         if self._shape != (T, B):
-            self._shape = (T, B)
+            self._shape = (-1, -1)
             self._plan(T, B)
+            self._shape = (T, B)
         cuts = self.cuts
         stages = (cuts[place], cuts[place + 1])
         busy = [p for p in range(self.ranks.size) if cuts[p] < cuts[p + 1]]
@@ -618,7 +604,7 @@ class Pipeline(Chunked):
         if self.ranks.rank == 0:
             decided[:] = model_ranks.pipeline_plan(self.net, T, B, self.ranks.size, self.wanted, self.ranks.link)
             if not self.wanted:  # longer ones would leave the core's own cache
-                decided[0] = min(decided[0], Plan.of(self.net, self.packed, T, B, B).chunk)
+                decided[0] = min(decided[0], Plan.of(self.net, T, B, B).chunk)
         patiently(self.ranks.comm.Ibcast(decided))
         self.cuts = [int(cut) for cut in decided[1:]]
         self._buffers(T, B, int(decided[0]))
@@ -653,19 +639,45 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {"mpi/batch": Batch, "mpi/pipel
 
 # --- Where the ranks come from -----------------------------------------------------------------------------------
 
-# What mpiexec of MPICH, Intel MPI and Open MPI, and srun with PMI, tell each process that they start.
-LAUNCHED = ("PMI_RANK", "PMI_SIZE", "PMIX_RANK", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+# What mpiexec of MPICH, Intel MPI and Open MPI, and srun with PMI, tell each process that they start: its job's size.
+SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+LAUNCHED = ("PMI_RANK", "PMIX_RANK", *SIZES)
+began = 0  # the process in which MPI has begun
+
+
+def forked() -> bool:
+    """Whether this process was forked from a rank: it has a copy of that one's memory, and is no rank."""
+    return began not in (0, os.getpid())
 
 
 def launched() -> bool:
     """Whether this process is one of the ranks of a job that mpiexec started."""
-    return any(name in os.environ for name in LAUNCHED)
+    return any(name in os.environ for name in LAUNCHED) and not forked()
+
+
+def size_told() -> int | None:
+    """How many ranks this process's job has, as its launcher says; None where it does not."""
+    names = list(SIZES)
+    if os.environ.get("PMIX_NAMESPACE", "").startswith("slurm."):  # else srun may have started another launcher
+        names.append("SLURM_STEP_NUM_TASKS")
+    return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdecimal()), None)
+
+
+def job_size() -> int:
+    """How many ranks the job has that this process is in; 0 where it is in none."""
+    if not launched():
+        return 0
+    return size_told() or world().size
 
 
 def on_ranks(name: str, net: RNN, ranks: int | None, threads: int, exchange: str, **options: Any) -> Forward:
-    """The forward pass of a strategy: on the ranks of the job that this process is in, or on ranks started for it."""
+    """The forward pass of a strategy: on the ranks of the job that this process is in, or on ranks started for it.
+
+    A job of one rank is often a notebook or a script that a batch system started: it may start some as any other.
+    """
     check_options(name, ranks, threads, exchange, options)
-    if launched():
+    size = job_size()
+    if size > 1 or (size == 1 and ranks in (None, 1)):
         return Member(name, net, ranks, threads, exchange, options)
     if ranks is None:
         raise ValueError(
@@ -709,7 +721,7 @@ def attend() -> None:
 
     `prepare` calls it first of all. Nothing happens in a process that is no rank, or the only one.
     """
-    if launched() and not any(os.environ.get(name) == "1" for name in LAUNCHED if name.endswith("SIZE")):
+    if launched() and size_told() != 1:
         _attend()
 
 
@@ -719,6 +731,8 @@ def _attend() -> None:
 
     def end_all(kind: type[BaseException], error: BaseException, trace: Any) -> None:
         told(kind, error, trace)
+        if forked():
+            return
         where = f"rank {world().rank} of {world().size}" if world.cache_info().currsize else "a rank"
         print(f"{where} ended by {kind.__name__}: {error}", file=sys.stderr, flush=True)
         if world.cache_info().currsize:
@@ -734,13 +748,32 @@ def _attend() -> None:
 def world() -> Ranks:
     """The ranks of the job that this process is in, on a communicator of our own. Unavailable where MPI fails."""
     try:
+        import mpi4py
+
+        # mpi4py would end MPI at the end of a forked child, too, and with it the parent's job; `leave` does not.
+        ours = "mpi4py.MPI" not in sys.modules and mpi4py.rc.finalize is None
+        if ours:
+            mpi4py.rc.finalize = False
         from mpi4py import MPI
     except (ImportError, RuntimeError, OSError) as error:
         raise Unavailable(f"mpi4py finds no MPI ({error}); `pip install mpich` brings one") from None
     attend()
+    global began
+    began = os.getpid()
     ranks = Ranks(MPI.COMM_WORLD.Dup())
-    atexit.register(ranks.leave)
+    weakref.finalize(world, leave, ranks, ours)  # at the program's end, after those of what is made later
     return ranks
+
+
+def leave(ranks: Ranks, ours: bool) -> None:
+    """At the end of the program, which a forked child has, too."""
+    from mpi4py import MPI
+
+    if forked():
+        return
+    ranks.leave()
+    if ours and not MPI.Is_finalized():
+        MPI.Finalize()
 
 
 class Member:
@@ -748,6 +781,7 @@ class Member:
 
     Making, calling and closing it is collective: every rank does it, with the same arguments. What cannot be the
     same by mistake (network, options, shapes) is compared first, and every rank is told who differs.
+    In a process that was forked from a rank it starts as many ranks as there were, at its next call.
     """
 
     def __init__(self, name: str, net: RNN, ranks: int | None, threads: int, exchange: str, options: dict[str, Any]):
@@ -757,8 +791,8 @@ class Member:
         wrong = ""
         if ranks not in (None, size):
             wrong = f"ranks is {ranks}, but mpiexec started {size}; leave it out, or start as many"
-        elif ranks is None and size == 1:
-            wrong = f"{name} needs two ranks at least, and this job has one: mpiexec -n 2 (or ranks=1, if one is meant)"
+        self._elsewhere = (name, net, size, threads, exchange, options)
+        self._started: Any = None
         self._compare("prepare", wrong, digest(name, net, threads, exchange, options), f"{name} on {net!r}")
         if self.root:
             warn_of_cores(self.place.near, threads, self.place.cores)
@@ -769,6 +803,9 @@ class Member:
 
     def agree(self, check: Callable[..., tuple[np.ndarray, np.ndarray]], net: RNN, x: Any, h0: Any) -> tuple:
         """`check(net, x, h0)` on every rank: all accept their input, or all raise, and it is the same shape on all."""
+        if forked():
+            self.root = True
+            return check(net, x, h0)
         wrong, kind, checked = "", ValueError, None
         try:
             checked = check(net, x, h0)
@@ -798,6 +835,8 @@ class Member:
         )
 
     def __call__(self, x: np.ndarray, h0: np.ndarray) -> tuple[Any, Any]:
+        if forked():
+            return self._in_fork()(x, h0)
         T, B, _ = x.shape
         shapes = (T, B, self.strategy.net.output_size), h0.shape
         if self.strategy.direct:
@@ -808,6 +847,12 @@ class Member:
         if not self.root:
             return None, None
         return (y.copy(), h.copy()) if self.strategy.direct else (y, h)
+
+    def _in_fork(self) -> Forward:
+        from rnnpar.backends.mpi_start import Started
+
+        self._started = self._started or Started(*self._elsewhere)
+        return self._started
 
     def _shared(self, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
         """y and h in memory that all ranks share; rank 0 hands out copies, since the next call writes there again."""
@@ -824,6 +869,10 @@ class Member:
             self._result = None
 
     def close(self) -> None:
+        if forked():
+            if self._started is not None:
+                self._started.close()
+            return
         if not self.place.broken:  # else what the ranks share lasts until the process ends
             self._compare("close", "", b"", "closed its runner")
             self._free()

@@ -4,6 +4,9 @@ Every rank connects to a socket of this process and then waits there, asleep, fo
 in memory that this process and all ranks have mapped, so a call sends only its shape; nothing is pickled. A rank whose
 connection ends, because this process closed the runner or died of whatever, ends at once.
 
+An interrupt, or a rank that fails, ends all of them, and the runner's next call starts new ones. So does its next call
+in a forked child: the ranks are the parent's, and nothing in the child ends them.
+
 The time of a call, as `Runner.timed` tells it, is what passed in the ranks, from the moment when the first of them
 begins, all having come, to the moment when the answer is complete: as under mpiexec, where there is no such process
 beside them. `info` has the whole of it as well ("whole_s"), with the copy of x and the waking of the ranks.
@@ -17,6 +20,7 @@ import json
 import mmap
 import os
 import queue
+import re
 import selectors
 import shlex
 import shutil
@@ -30,12 +34,13 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rnnpar.backends.processes import STARTED, held_back, listen
 from rnnpar.kernels.forward import POOL
 from rnnpar.network import RNN
 from rnnpar.registry import Unavailable
@@ -64,89 +69,141 @@ class Started:
     """The forward pass on ranks that this process starts; see the top of this file.
 
     `seconds` is the time of the last call in the ranks, `info` what the strategy tells, and the process ids. A rank
-    that raises, dies or hangs ends all of them, and makes a RuntimeError that says why; the runner is closed then.
+    that raises, dies or hangs ends all of them, and makes a RuntimeError that says why.
     """
 
     def __init__(self, name: str, net: RNN, ranks: int, threads: int, exchange: str, options: dict[str, Any]):
         if not hasattr(socket, "AF_UNIX"):
             raise Unavailable("ranks can be started from Python on Linux and macOS only; use mpiexec")
-        self.name, self.ranks = name, ranks
         self.seconds = 0.0
         self.info: dict[str, Any] = {}
+        self._name, self._net, self._ranks = name, net, ranks
+        self._how = dict(name=name, threads=threads, exchange=exchange, options=options)
+        self._closed = False
+        self._job: Running | None = None
+        self._running()
+
+    def _running(self) -> Running:
+        """The ranks: those that there are, or new ones after an interrupt, after a failure or in a forked child."""
+        if self._closed:
+            raise RuntimeError(f"{self._name} is closed; prepare a new one")
+        if self._job is None or not self._job.alive:
+            self._job = None
+            self._job = Running(self._net, self._ranks, self._how)
+            self.info |= self._job.info
+        return self._job
+
+    def __call__(self, x: np.ndarray, h0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        begin = time.perf_counter()
+        y, h, told = self._running().call(x, h0)
+        self.seconds = told["seconds"]
+        self.info |= told["info"] | {"whole_s": time.perf_counter() - begin}
+        return y, h
+
+    def close(self) -> None:
+        """End the ranks, and wait until they have."""
+        self._closed = True
+        job, self._job = self._job, None
+        if job is not None:
+            job.close()
+
+
+class Running:
+    """Ranks that are running: mpiexec, a connection to each rank, and the memory that they share with this process."""
+
+    def __init__(self, net: RNN, ranks: int, how: dict[str, Any]):
+        self.ranks = ranks
+        self.info: dict[str, Any] = {}
+        self._title = f"{how['name']} on {ranks} ranks"
         self._sizes = net.num_layers, net.hidden_size, net.output_size
         self._input: Shared | None = None
         self._pool: list[Shared] = []  # what results lie in: a caller often holds the last one during the next call
         self._known: set[int] = set()
-        start = mpiexec()
-        folder = tempfile.mkdtemp(prefix="rnnpar-", dir=None if len(tempfile.gettempdir()) < 60 else "/tmp")
-        listener = socket.socket(socket.AF_UNIX)
-        path = os.path.join(folder, "calls")
-        listener.bind(path)
-        listener.listen(ranks)
-        net.save(os.path.join(folder, "net.npz"))
-        job = json.dumps(dict(name=name, threads=threads, exchange=exchange, options=options))
-        packages = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
-        command = [*start, "-n", str(ranks), sys.executable, "-P", "-m", __spec__.name, path, job]
         self._words: deque[str] = deque(maxlen=30)
-        try:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                env=os.environ | SUITED | {"PYTHONPATH": packages},
-                start_new_session=True,  # an interrupt from the keyboard is for this process
-            )  # fmt: skip
-        except OSError as error:
-            shutil.rmtree(folder)
-            raise Unavailable(f"{command[0]} cannot be run: {error.strerror}") from None
-        threading.Thread(target=listen, args=(self._process.stdout, self._words), daemon=True).start()
         self._lines: dict[int, Line] = {}  # by rank
         self._pids: list[int] = []
-        self._sockets = [listener]
-        self._end = weakref.finalize(self, end_ranks, self._process, self._sockets, self._pids)
-        try:
-            self._connect(listener)
-            for rank, told in self._answers(set(range(ranks)), START_S).items():
-                self.info |= told.get("info", {}) if rank == 0 else {}
-        except BaseException:
-            self.close()
-            raise
-        finally:
-            listener.close()
-            shutil.rmtree(folder)
+        self._sockets: list[socket.socket] = []
+        self._end: weakref.finalize | None = None
+        start = mpiexec()
+        short = len(os.fsencode(tempfile.gettempdir())) < 60  # a socket's path has room for some 100 bytes
+        with ExitStack() as stack:
+            with held_back():
+                folder = tempfile.mkdtemp(prefix="rnnpar-", dir=None if short else "/tmp")
+                stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            self._begin(start, folder, net, how)
+
+    def _begin(self, start: list[str], folder: str, net: RNN, how: dict[str, Any]) -> None:
+        """Start the ranks, and wait until all have prepared the strategy."""
+        path = os.path.join(folder, "calls")
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path)
+            listener.listen(self.ranks)
+            save(net, os.path.join(folder, "net.npz"))
+            command = [*start, "-n", str(self.ranks), sys.executable, "-P", "-m", __spec__.name, path, json.dumps(how)]
+            try:
+                with held_back():
+                    self._process = run(command)
+                    listens = (self._process.stdout, self._words)
+                    self._reader = threading.Thread(target=listen, args=listens, daemon=True)
+                    self._end = weakref.finalize(self, end_ranks, *self._parts())
+                    STARTED.add(self)
+                self._reader.start()
+                self._connect(listener)
+                self.info |= self._answers(set(range(self.ranks)), START_S)[0]["info"]
+            except BaseException:
+                self._kill()
+                raise
         self.info["pids"] = list(self._pids)
+
+    @property
+    def alive(self) -> bool:
+        """Whether a call can be asked of the ranks: nothing has ended them, and they are this process's."""
+        return self._end is not None and self._end.alive
 
     def _connect(self, listener: socket.socket) -> None:
         """Take every rank's connection, and see that they are ranks of one job."""
-        listener.settimeout(0.1)
         until = time.monotonic() + START_S
-        while len(self._lines) < self.ranks:
-            try:
-                connection, _ = listener.accept()
-            except TimeoutError:
-                if self._process.poll() is not None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(listener, selectors.EVENT_READ)
+            while len(self._lines) < self.ranks:
+                events = selector.select(0.1)
+                for key, _ in events:
+                    if key.fileobj is listener:
+                        connection, _ = listener.accept()
+                        self._sockets.append(connection)
+                        selector.register(connection, selectors.EVENT_READ, Line(connection))
+                    else:
+                        selector.unregister(key.fileobj)
+                        self._welcome(key.data)
+                if not events and self._process.poll() is not None:
                     self._fail("its ranks did not start")
                 if time.monotonic() > until:
                     self._fail(f"its ranks did not start within {START_S:g} s")
-                continue
-            connection.settimeout(None)
-            line = Line(connection)
-            self._sockets.append(connection)
-            told = line.read()
-            if told is None:
-                self._fail("a rank ended before it was there")
-            if "error" in told:
-                self._fail(f"a rank failed:\n{told['error']}")
-            if told["size"] != self.ranks:
-                self._fail(
-                    f"{mpiexec()[0]} belongs to another MPI than mpi4py: its processes do not see each other (mpi4py "
-                    f"uses {told['library']}); name the right one by RNNPAR_MPIEXEC"
-                )
-            self._lines[told["rank"]] = line
-            self._pids.append(told["pid"])
 
-    def __call__(self, x: np.ndarray, h0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        begin = time.perf_counter()
-        if not self._end.alive:
-            raise RuntimeError(f"{self.name} is closed, or its ranks have ended; prepare a new one")
+    def _welcome(self, line: Line) -> None:
+        """What a rank says first: which one it is, of how many."""
+        told = line.read()
+        if told is None:
+            self._fail("a rank ended before it was there")
+        if "error" in told:
+            self._fail(f"a rank failed:\n{told['error']}")
+        if told["size"] != self.ranks:
+            self._fail(
+                f"{mpiexec()[0]} belongs to another MPI than mpi4py: its processes do not see each other (mpi4py "
+                f"uses {told['library']}); name the right one by RNNPAR_MPIEXEC"
+            )
+        self._lines[told["rank"]] = line
+        self._pids.append(told["pid"])
+
+    def call(self, x: np.ndarray, h0: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+        """y, h and what rank 0 tells of the call."""
+        try:
+            return self._call(x, h0)
+        except BaseException:  # an interrupt: the answer, still to come, would be taken for the next call's
+            self._kill()
+            raise
+
+    def _call(self, x: np.ndarray, h0: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
         L, H, O = self._sizes
         T, B, _ = x.shape
         if self._input is None or self._input.size < x.nbytes + h0.nbytes:
@@ -162,17 +219,12 @@ class Started:
         try:
             for line in self._lines.values():
                 line.write(message, [m.descriptor for m in new])
-            told = self._answers({0}, CALL_S)[0]
-        except OSError:
+        except ConnectionError:
             self._answers({0}, WORDS_S)  # a rank has gone, and this says which
             raise
-        except BaseException:  # an interrupt: the answer, still to come, would be taken for the next call's
-            self.close()
-            raise
-        self.seconds = told["seconds"]
+        told = self._answers({0}, CALL_S)[0]
         y, h = result[: T * B * O].reshape(T, B, O), result[T * B * O :].reshape(L, B, H)
-        self.info |= told["info"] | {"whole_s": time.perf_counter() - begin}
-        return y, h.copy()
+        return y, h.copy(), told
 
     def _result(self, size: int) -> tuple[np.ndarray, Shared]:
         """Memory for y and h that nobody holds any more, or new one; the ranks write the answer right into it."""
@@ -212,40 +264,137 @@ class Started:
         self.close()
         status = f" (mpiexec: exit status {code})" if code else ""
         words = "\nthey wrote:\n" + "".join(self._words) if self._words else ""
-        raise RuntimeError(f"{self.name} on {self.ranks} ranks: {why}{status}; prepare a new one{words}") from None
+        raise RuntimeError(f"{self._title}: {why}{status}{words}") from None
 
     def close(self) -> None:
         """End the ranks, and wait until they have."""
         self._end()
+
+    def _kill(self) -> None:
+        """End the ranks at once, whatever they are at, and do not wait for them for long."""
+        if self.alive:
+            kill_ranks(self._process, self._sockets, self._pids)
+            self._end.detach()
+            end_ranks(*self._parts(), seconds=0.1)
+
+    def _parts(self) -> tuple[subprocess.Popen, threading.Thread, list[socket.socket], list[int]]:
+        return self._process, self._reader, self._sockets, self._pids
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: the ranks are its parent's. Close what was inherited of them, and end nothing."""
+        self._end.detach()
+        for opened in (*self._sockets, self._process.stdout):
+            opened.close()
+        self._process.poll()  # no child of this process, which it finds out here, so that it never warns of it
+        self._input, self._pool = None, []
+
+    def stay_with_parent(self) -> None:
+        """After a fork: write no more answers where earlier ones lie, since the child may hold these."""
+        self._pool = []
+
+
+def save(net: RNN, path: str) -> None:
+    """Write the network where the ranks find it."""
+    try:
+        with held_back():  # a signal handler's TimeoutError is an OSError, too, but not one of the disk
+            net.save(path)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        where = f"the network cannot be written for the ranks to {os.path.dirname(path)} ({os.strerror(error.errno)})"
+        raise OSError(error.errno, f"{where}; free some space, or let TMPDIR name another folder") from None
+
+
+def run(command: list[str]) -> subprocess.Popen:
+    """Start mpiexec."""
+    packages = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    try:
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            bufsize=0,  # a buffer has a lock, and at that of a thread that is gone a forked child would wait for ever
+            env=own_environment() | SUITED | {"PYTHONPATH": packages},
+            start_new_session=True,  # an interrupt from the keyboard is for this process
+        )  # fmt: skip
+    except OSError as error:
+        if error.errno is None:  # not the system's: a signal handler's, such as a TimeoutError
+            raise
+        raise Unavailable(f"{command[0]} cannot be run: {error.strerror}") from None
+
+
+# What launchers tell the processes that they start, and batch systems their jobs. Ranks that are started from here are
+# a job of their own, on this machine. What tunes an MPI stays: MPICH_*, FI_*, UCX_*, OMPI_MCA_* and the like.
+OTHER_JOB = re.compile(
+    "PMI_|PMIX_(?!MCA_|PREFIX)|HYDRA_|HYDI_|MPI_LOCAL|MV2_COMM_WORLD_|PALS_|ALPS_"
+    "|OMPI_(COMM_WORLD_|WORLD_|UNIVERSE_SIZE|APP_CTX_|NUM_APP_CTX|FIRST_RANKS|FILE_LOCATION|COMMAND|ARGV)"
+    "|OMPI_MCA_(orte_|ess|pmix|num_procs|initial_wdir)|PRTE_LAUNCHED|PRTE_MCA_(prte_|ess|pmix)"
+    "|SLURM_|PBS_|LSB_|LSF_|PE_HOSTFILE|LOADL_|COBALT_|FLUX_"
+)
+
+
+def own_environment() -> dict[str, str]:
+    """This process's environment without what tells it of a job that it is in."""
+    return {name: value for name, value in os.environ.items() if not OTHER_JOB.match(name)}
 
 
 # Open MPI refuses more ranks than cores unless told otherwise; the caller has been warned already.
 SUITED = {"PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe", "OMPI_MCA_rmaps_base_oversubscribe": "1"}
 
 
-def listen(pipe: Any, words: deque[str]) -> None:
-    """Keep the last lines that a pipe brings."""
-    with pipe:
-        for line in pipe:
-            words.append(line.decode(errors="replace"))
-
-
-def end_ranks(process: subprocess.Popen, sockets: list[socket.socket], pids: list[int]) -> None:
+def end_ranks(process: subprocess.Popen, reader: threading.Thread, sockets: list[socket.socket], pids: list[int],
+              seconds: float = 5.0) -> None:  # fmt: skip
     """Close the connections, at which every rank ends by itself; and see that all have, mpiexec too."""
     for connection in sockets:
         connection.close()
-    until = time.monotonic() + 5
+    until = time.monotonic() + seconds
     with suppress(subprocess.TimeoutExpired):
-        process.wait(5)
+        process.wait(seconds)
     for pid in pids:  # they are mpiexec's children, so they cannot be waited for, only looked at
         while time.monotonic() < until and alive(pid):
             time.sleep(0.01)
         if alive(pid):
-            with suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
-    with suppress(OSError):
+            send(pid, signal.SIGKILL)
+    with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+    if reader.ident is not None:
+        reader.join(0.1)  # it closes mpiexec's pipe
+
+
+def kill_ranks(process: subprocess.Popen, sockets: list[socket.socket], pids: list[int]) -> None:
+    """Kill mpiexec and everything that it has started; `pids` then has all of it.
+
+    Each may be in a session of its own. They are stopped first, so that none makes more memory with a name meanwhile.
+    """
+    import psutil
+
+    for connection in sockets:
+        connection.close()
+    with suppress(psutil.NoSuchProcess):
+        started = {child.pid for child in psutil.Process(process.pid).children(recursive=True)}
+        pids += started - set(pids)
+    process.kill()
+    for pid in pids:
+        send(pid, signal.SIGSTOP)
+    for pid in pids:
+        remove_names(pid)
+        send(pid, signal.SIGKILL)
+
+
+def send(pid: int, number: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def remove_names(pid: int | str) -> None:
+    """Let the shared memory of MPICH in a process end with who has mapped it.
+
+    It has a name under /dev/shm until MPI ends in good order, which in a rank that ends with its starter it never does.
+    """
+    with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+        maps = Path(f"/proc/{pid}/maps").read_text(errors="replace")
+        for name in set(re.findall(r"/dev/shm/mpich_shm_\w+$", maps, re.MULTILINE)):
+            Path(name).unlink(missing_ok=True)
 
 
 def alive(pid: int) -> bool:
@@ -312,7 +461,7 @@ class Line:
         while b"\n" not in self._rest:
             try:
                 data, descriptors, _, _ = socket.recv_fds(self.socket, 1 << 16, 8)
-            except OSError:
+            except ConnectionError:
                 return None
             if not data:
                 return None
@@ -339,6 +488,8 @@ def serve(path: str, job: dict[str, Any]) -> None:
         from rnnpar.backends import mpi
 
         place = mpi.world()
+        place.meet()
+        remove_names("self")  # all have mapped it
         stay_on_cores(place.rank, place.size, job["threads"])
         from mpi4py import MPI
 

@@ -39,6 +39,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rnnpar import machine
+from rnnpar.backends.processes import STARTED, held_back, listen
 from rnnpar.network import RNN
 
 Forward = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -626,19 +627,22 @@ class Fastest:
     def __call__(self, x: np.ndarray, h0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self._for(x, h0)(x, h0)
 
-    def _for(self, x: Any, h0: Any) -> Forward:
+    def _for(self, x: np.ndarray, h0: np.ndarray) -> Forward:
         shape = tuple(x.shape[:2])
         if shape not in self._chosen:
             while len(self._chosen) >= SHAPES:
                 del self._chosen[next(iter(self._chosen))]
-            self._chosen[shape] = self._choose(x, h0)
+            self._chosen[shape] = self._choose(self._put(_ordinary(x)), self._put(_ordinary(h0)))
         forward, self.info = self._chosen[shape]
         return forward
+
+    def _put(self, array: np.ndarray) -> Any:
+        return array
 
     def _host(self, array: Any) -> np.ndarray:
         return array
 
-    def _choose(self, x: np.ndarray, h0: np.ndarray) -> tuple[Forward, dict[str, Any]]:
+    def _choose(self, x: Any, h0: Any) -> tuple[Forward, dict[str, Any]]:
         built, seconds, failed = {}, {}, {}
         wanted = None
         for name, build in self._formulations(*x.shape[:2]).items():
@@ -677,17 +681,27 @@ class FastestOnGpu(Fastest):
         self._place = place
 
     def __call__(self, x: np.ndarray, h0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        y, h = super().__call__(self._place.put(x), self._place.put(h0))
+        y, h = self._for(x, h0)(self._put(x), self._put(h0))
         return self._host(y), self._host(h)
 
     def device_calls(self, x: np.ndarray, h0: np.ndarray, count: int) -> tuple[list, np.ndarray, np.ndarray, dict]:
         """Seconds of `count` calls from device arrays to device arrays that are filled, y and h of the last, `info`."""
-        x, h0 = self._place.put(x), self._place.put(h0)
-        seconds, y, h = timed_calls(self._for(x, h0), x, h0, count)
+        seconds, y, h = timed_calls(self._for(x, h0), self._put(x), self._put(h0), count)
         return seconds, self._host(y), self._host(h), self.info
+
+    def _put(self, array: np.ndarray) -> Any:
+        return self._place.put(array)
 
     def _host(self, array: Any) -> np.ndarray:
         return self._place.get(array)
+
+
+LARGE = 1e6  # what is larger might overflow in a product
+
+
+def _ordinary(array: np.ndarray) -> np.ndarray:
+    """`array` with 0 for what is not finite or very large: of NaN nobody can tell which formulation is right."""
+    return np.where(np.abs(array) < LARGE, array, np.float32(0))
 
 
 def _burst(forward: Forward, x: np.ndarray, h0: np.ndarray, seconds: float) -> float:
@@ -711,8 +725,9 @@ class Child:
     `factory`, "module:function", called there with `arguments`, gives the forward pass. The child runs on as many
     cores as it has threads, and finds none of the parent's thread variables but those of `environment`. Requests and
     arrays go through pipes. `seconds` is what the last call took in there, from NumPy input to NumPy output; `info`
-    what the forward pass tells of itself. A child that dies, hangs or is interrupted makes a RuntimeError, which
-    says so with the last lines that the child wrote; the child ends with its parent, whatever the parent dies of.
+    what the forward pass tells of itself. A child that dies or hangs makes a RuntimeError, which says so with the
+    last lines that the child wrote. It, and an interrupt, end the child, and the next call starts a new one; so does
+    the next call in a forked process. The child ends with its parent, whatever the parent dies of.
     """
 
     def __init__(self, name: str, factory: str, arguments: tuple, threads: int,
@@ -721,22 +736,32 @@ class Child:
         self.timeout_s = timeout_s  # None: TIMEOUT_S
         self.seconds = 0.0
         self.info: dict[str, Any] = {}
+        self._first = (factory, arguments, threads)
+        self._environment = dict(environment or {})
+        self._closed = False
+        self._end: weakref.finalize | None = None
+        self._start()
+
+    def _start(self) -> None:
         inherited = {key: value for key, value in os.environ.items() if key not in machine.THREAD_VARIABLES}
         path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", __spec__.name],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env=inherited | {"PYTHONPATH": path} | dict(environment or {}),
-            start_new_session=True,  # an interrupt from the keyboard is for the parent
-        )  # fmt: skip
         self._words: deque[str] = deque(maxlen=12)
-        listener = threading.Thread(target=_listen, args=(self._process.stderr, self._words), daemon=True)
-        listener.start()
-        self._end = weakref.finalize(self, _end, self._process, listener)
         try:
-            self._ask((factory, arguments, threads))
-        except RuntimeError:
-            self.close()
+            with held_back():
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", __spec__.name],
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                    bufsize=0,  # a buffer has a lock, which a forked process would find taken for ever
+                    env=inherited | {"PYTHONPATH": path} | self._environment,
+                    start_new_session=True,  # an interrupt from the keyboard is for the parent
+                )  # fmt: skip
+                self._listener = threading.Thread(target=listen, args=(self._process.stderr, self._words), daemon=True)
+                self._end = weakref.finalize(self, _end, self._process, self._listener)
+                STARTED.add(self)
+            self._listener.start()
+            self._ask(self._first)
+        except BaseException:
+            self._kill()
             raise
 
     @property
@@ -748,13 +773,13 @@ class Child:
 
     def calls(self, x: np.ndarray, h0: np.ndarray, count: int) -> tuple[list[float], np.ndarray, np.ndarray]:
         """The seconds of `count` calls, one right after another, and y and h of the last."""
-        seconds, y, h, self.info = self._ask((_writeable(x), _writeable(h0), count))
+        seconds, y, h, self.info = self._asked((_writeable(x), _writeable(h0), count))
         self.seconds = seconds[-1]
         return seconds, _writeable(y), _writeable(h)
 
     def ask(self, method: str, *arguments: Any) -> Any:
         """What a method of the forward pass in there returns: anything that a pipe can carry."""
-        return self._ask((method, arguments))
+        return self._asked((method, arguments))
 
     def device_calls(self, x: np.ndarray, h0: np.ndarray, count: int) -> tuple[list[float], np.ndarray, np.ndarray]:
         """The seconds of `count` calls on a GPU, from device arrays to device arrays, and y and h of the last."""
@@ -763,30 +788,54 @@ class Child:
 
     def close(self) -> None:
         """End the child, and wait until it has."""
-        self._end()
+        self._closed = True
+        if self._end is not None:
+            self._end()
+
+    def _kill(self) -> None:
+        """End the child at once, whatever it is at, and do not wait for it for long."""
+        if self._end is not None and self._end.alive:
+            _kill(self._process)
+            self._end.detach()
+            _end(self._process, self._listener, 0.1)
+
+    def stay_with_parent(self) -> None:
+        """After a fork: nothing is shared with it."""
+
+    def leave_to_parent(self) -> None:
+        """In a forked process: the child is its parent's. Close what was inherited of it, and end nothing."""
+        self._end.detach()
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            pipe.close()
+        self._process.poll()  # no child of this process, which it finds out here, so that it never warns of it
+
+    def _asked(self, message: Any) -> Any:
+        """The answer of the child that there is, or of a new one."""
+        if self._closed:
+            raise RuntimeError(f"{self.name} is closed; prepare a new one")
+        if self._end is None or not self._end.alive:
+            self._start()
+        return self._ask(message)
 
     def _ask(self, message: Any) -> Any:
-        if not self._end.alive:
-            raise RuntimeError(f"{self.name} is closed, or its process has ended; prepare a new one")
         late = threading.Event()
         timeout_s = TIMEOUT_S if self.timeout_s is None else self.timeout_s
         watch = threading.Timer(timeout_s, lambda: (late.set(), _kill(self._process)))
         watch.daemon = True
-        watch.start()
         try:
-            pickle.dump(message, self._process.stdin, protocol=5)
-            self._process.stdin.flush()
-            well, answer = pickle.load(self._process.stdout)
-        except (EOFError, OSError, pickle.UnpicklingError):
+            watch.start()
+            _send(self._process.stdin, message)
+            with open(self._process.stdout.fileno(), "rb", closefd=False) as pipe:
+                well, answer = pickle.load(pipe)
+        except (EOFError, ConnectionError, pickle.UnpicklingError):
             watch.cancel()
             _kill(self._process)
-            self.close()
+            self._end()
             status = f"did not answer within {timeout_s:g} s" if late.is_set() else f"ended ({self._status()})"
             words = "; it wrote:\n" + "".join(self._words) if self._words else ""
-            raise RuntimeError(f"the process of {self.name} {status}; prepare a new one{words}") from None
+            raise RuntimeError(f"the process of {self.name} {status}{words}") from None
         except BaseException:  # an interrupt: the answer, still to come, would be taken for the next call's
-            _kill(self._process)
-            self.close()
+            self._kill()
             raise
         finally:
             watch.cancel()
@@ -804,26 +853,27 @@ def _writeable(array: np.ndarray) -> np.ndarray:
     return array if array.flags.writeable else array.copy()
 
 
-def _listen(pipe: Any, words: deque[str]) -> None:
-    with pipe:
-        for line in pipe:
-            words.append(line.decode(errors="replace"))
+def _send(pipe: Any, message: Any) -> None:
+    data = memoryview(pickle.dumps(message, protocol=5))
+    while data:  # a signal may come between two parts
+        data = data[pipe.write(data) :]
 
 
 def _kill(process: subprocess.Popen) -> None:
     """Kill a child and what it may have started: its pipes end only with the last who holds them."""
-    with suppress(OSError):
+    with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
 
 
-def _end(process: subprocess.Popen, listener: threading.Thread) -> None:
-    with suppress(OSError):
-        process.stdin.close()  # the child leaves at once, even out of a call
+def _end(process: subprocess.Popen, listener: threading.Thread, seconds: float = 10.0) -> None:
+    process.stdin.close()  # the child leaves at once, even out of a call
     with suppress(subprocess.TimeoutExpired):
-        process.wait(10)
+        process.wait(seconds)
     _kill(process)
-    process.wait()
-    listener.join(1)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+    if listener.ident is not None:
+        listener.join(0.1)  # it closes its pipe
     process.stdout.close()
 
 

@@ -24,7 +24,7 @@ def naive(net: RNN) -> Forward:
     def forward(x: np.ndarray, h0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         h = h0.copy()
         y = np.empty((*x.shape[:2], net.output_size), np.float32)
-        with one_blas_thread():
+        with one_blas_thread(), quiet():
             for t in range(len(x)):
                 below = x[t]
                 for index, layer in enumerate(net.layers):
@@ -44,7 +44,7 @@ def hoisted(net: RNN) -> Forward:
 
     def forward(x: np.ndarray, h0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         h = h0.copy()
-        with one_blas_thread():
+        with one_blas_thread(), quiet():
             below = x
             for index, layer in enumerate(net.layers):
                 a = all_steps(below, layer.U, layer.b)
@@ -53,16 +53,38 @@ def hoisted(net: RNN) -> Forward:
                 for t in range(len(a)):
                     state = np.tanh(a[t] + state @ W, out=below[t])
                 h[index] = state
-            y = softmax(all_steps(below, net.V, net.c))
+            y = all_steps(below, net.V, net.c)
+            for piece in pieces(y, ROW_COST * net.output_size):
+                y[piece] = softmax(y[piece])
         return y, h
 
     return forward
 
 
+PIECE = 1 << 31  # multiply-adds, some tenth of a second: Python hears an interrupt only between two calls of NumPy
+ROW_COST = 100  # an element's exp, and all else that softmax does to it, in multiply-adds
+
+
+def quiet() -> np.errstate:
+    """Infinity and NaN are answers, whatever the caller has told NumPy to do about them."""
+    return np.errstate(all="ignore")
+
+
 def all_steps(x: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """x (T,B,K) times weights (N,K), plus bias (N,), as one product over all steps: (T,B,N)."""
+    """x (T,B,K) times weights (N,K), plus bias (N,), as one product, or a few where it is large: (T,B,N)."""
     T, B, K = x.shape
-    return (x.reshape(T * B, K) @ weights.T + bias).reshape(T, B, len(bias))
+    N = len(bias)
+    out = np.empty((T, B, N), np.float32)
+    for piece in pieces(x, N * (K + 1)):
+        np.matmul(x[piece].reshape(-1, K), weights.T, out=out[piece].reshape(-1, N))
+        out[piece] += bias
+    return out
+
+
+def pieces(x: np.ndarray, row_work: int) -> list[slice]:
+    """The steps of x (T,B,...) in pieces of at most PIECE multiply-adds, of which each row takes `row_work`."""
+    most = max(1, PIECE // (x.shape[1] * row_work))
+    return [slice(t, t + most) for t in range(0, len(x), most)]
 
 
 def softmax(o: np.ndarray) -> np.ndarray:
@@ -80,6 +102,6 @@ def compiled(net: RNN, dtype: str = "float32") -> Forward:
     compiler vectorises. Synchronises: nothing. Moves: W in every step; U and V once in a chunk of steps, whose
     hidden states never leave the core's cache (kernels/forward.py). dtype="bfloat16" halves the weights' bytes.
     """
-    from rnnpar.kernels.forward import OneThread  # here, so that naive and hoisted need no compiler
+    from rnnpar.kernels.forward import batch_forward  # here, so that naive and hoisted need no compiler
 
-    return OneThread(net, dtype)
+    return batch_forward(net, 1, dtype)

@@ -1,99 +1,76 @@
 """Threads of one machine that share memory: what can be split over them, and what each split has to wait for.
 
 Letters: T steps, B batch, I input, H hidden, O output, L layers. x (T,B,I), h (L,B,H), y (T,B,O), float32.
-Each strategy is one parallel region from input to softmax: threads start once a call, and every product, tanh and
-softmax is done by them (rnnpar/kernels); NumPy's BLAS and its own threads take no part. A `body` is what one thread
-does; its `region` is the same in a prange, one iteration a thread (rnnpar/kernels/team.py makes sure of that).
-A `mark` says what a thread begins to do; without the option `trace` it is no code at all (rnnpar/kernels/trace.py).
+Each strategy is one parallel region from input to softmax: every product, tanh and softmax is done by the threads of it
+(rnnpar/kernels); NumPy's BLAS and its own threads take no part. A function `..._region` is what thread `rank` of `size`
+does; `job` holds what all of them know (rnnpar/kernels/job.py). A `mark` says what a thread begins to do; without the
+option `trace` it is no code at all. A call that is given up, as by Ctrl-C, is left where a thread finds it `stopped`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-from numba import prange
 
-from rnnpar.kernels.atomics import (
-    LINE,
-    barrier,
-    fetch_add,
-    store_release,
-    wait_for_others,
-    wait_in_team,
-    wait_until,
-)
+from rnnpar.kernels.atomics import ZERO, barrier, fetch_add, stopped, store_release, wait, wait_for_others
 from rnnpar.kernels.forward import (
+    Forward,
     Plan,
     abreast,
     accumulate,
+    batch_forward,
     copy,
     inputs,
     last_states,
     output_logits,
     output_row,
     outputs,
-    sequences,
     step,
+    steps_of,
     tanh_panels,
 )
 from rnnpar.kernels.jit import jit
-from rnnpar.kernels.pointers import at, bare
-from rnnpar.kernels.team import Team
-from rnnpar.kernels.tile import ROWS, WIDTH, Packed, aligned, round_up
+from rnnpar.kernels.job import LINE
+from rnnpar.kernels.pointers import at
+from rnnpar.kernels.tile import ROWS, WIDTH, aligned, round_up
 from rnnpar.kernels.trace import DONE, INPUTS, OUTPUTS, STEPS, WAIT, mark
 from rnnpar.network import RNN
-
-Forward = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-
 
 # --- timestep: the origin's idea ---------------------------------------------------------------------------------
 
 
-@jit()
-def timestep_body(rank, size, x, h0, y, h, panels, bias, table, states, logits, ready, T, B, sizes, trace):
-    x, h0, y, h, panels, bias = bare(x), bare(h0), bare(y), bare(h), bare(panels), bare(bias)
-    table, states, logits, ready = bare(table), bare(states), bare(logits), bare(ready)
-    L, I, H, _, _ = sizes
-    Q = (H + WIDTH - 1) // WIDTH
-    ld = Q * WIDTH
+def timestep_region(rank, size, job):
+    T, B, L, I, H, ld = job.T, job.B, job.L, job.I, job.H, job.ld
+    place = (job.flags, rank, size)
     for t in range(rank, T, size):
+        now = job.states
         for l in range(L):
-            u, w, b = table[l]
-            now = (l * T + t) * B * ld
-            mark(trace, rank, INPUTS)
+            if stopped(job.control, rank, B * H * (H + I)):
+                return
+            below, now = now, at(job.states, (l * T + t) * B * ld)
+            mark(job, rank, INPUTS)
             if l == 0:
-                inputs(x, t * B * I, B * I, I, 1, B, I, panels, u, bias, b, states, now, ld, 0, Q)
+                inputs(job, l, at(job.x, t * B * I), B * I, I, 1, B, now, ZERO, ld // WIDTH)
             else:
-                below = ((l - 1) * T + t) * B * ld
-                inputs(states, below, B * ld, ld, 1, B, H, panels, u, bias, b, states, now, ld, 0, Q)
-            if t == 0:
-                mark(trace, rank, STEPS)
-                step(at(h0, l * B * H), H, B, H, at(panels, w), at(states, now), ld, 0, Q, t)
-            else:
-                mark(trace, rank, WAIT)
-                wait_until(ready, (t - 1) * LINE, l + 1)  # spin until another thread has published h[t-1]
-                mark(trace, rank, STEPS)
-                step(at(states, now - B * ld), ld, B, H, at(panels, w), at(states, now), ld, 0, Q, t)
-            store_release(ready, t * LINE, l + 1)
-        v, _, c = table[L]
-        top = ((L - 1) * T + t) * B * ld
-        own = logits[rank]
-        mark(trace, rank, OUTPUTS)
-        outputs(states, top, ld, 0, B, panels, v, bias, c, own, ROWS, y, t, 0, B, B, sizes)
+                inputs(job, l, below, B * ld, ld, 1, B, now, ZERO, ld // WIDTH)
+            before, lda = at(job.h0, l * B * H), H
+            if t > 0:
+                mark(job, rank, WAIT)
+                wait(job.ready, (t - 1) * LINE, l + 1, job.control, rank, place)  # another thread publishes h[t-1]
+                before, lda = at(now, -B * ld), ld
+            mark(job, rank, STEPS)
+            step(before, lda, B, H, at(job.panels, job.table[3 * l + 1]), now, ld, ZERO, ld // WIDTH, t)
+            store_release(job.ready, t * LINE, l + 1)
+        mark(job, rank, OUTPUTS)
+        outputs(job, rank, now, 0, B, at(job.logits, rank * job.block * job.ldo), t, 0, B)
     if rank == 0:
-        mark(trace, rank, WAIT)
-        wait_until(ready, (T - 1) * LINE, L)
+        mark(job, rank, WAIT)
+        wait(job.ready, (T - 1) * LINE, L, job.control, rank, place)
         for l in range(L):
             for j in range(B):
-                copy(states, ((l * T + T - 1) * B + j) * ld, h, (l * B + j) * H, H)
-    mark(trace, rank, DONE)
-
-
-@jit(parallel=True)
-def timestep_region(size, x, h0, y, h, panels, bias, table, states, logits, ready, T, B, sizes, trace):
-    for rank in prange(size):
-        timestep_body(np.int64(rank), size, x, h0, y, h, panels, bias, table, states, logits, ready, T, B, sizes, trace)
+                copy(job.states, ((l * T + T - 1) * B + j) * ld, job.h, (l * B + j) * H, H)
+    mark(job, rank, DONE)
 
 
 def timestep(net: RNN, threads: int, trace: bool = False) -> Forward:
@@ -103,100 +80,92 @@ def timestep(net: RNN, threads: int, trace: bool = False) -> Forward:
     U x and V h of different steps overlap. Synchronises: one ready flag a step and layer, by release and acquire.
     Moves: all of U, W and V into every core's cache, and h to the next thread in every step. Keeps all T states.
     """
-    packed = Packed.of(net)
-    team = Team(threads, timestep_body, timestep_region, trace)
 
-    def forward(x: np.ndarray, h0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        T, B, _ = x.shape
-        plan = Plan.of(net, packed, T, B, B)
-        y, h = plan.results()
-        states = aligned(net.num_layers * T * B * round_up(net.hidden_size, WIDTH))
-        logits = aligned(threads * ROWS * round_up(net.output_size, WIDTH)).reshape(threads, -1)
-        forward.info = team.traced(
-            x.ravel(), h0.ravel(), y.ravel(), h.ravel(), packed.panels, packed.bias, packed.table,
-            states, logits, np.zeros(T * LINE, np.int64), T, B, plan.sizes,
-        )  # fmt: skip
-        return y, h
+    def buffers(plan: Plan) -> dict[str, Any]:
+        states = aligned(net.num_layers * plan.T * plan.B * round_up(net.hidden_size, WIDTH))
+        logits = aligned(threads * ROWS * round_up(net.output_size, WIDTH))
+        return dict(states=states, logits=logits, block=ROWS, ready=aligned(plan.T * LINE, np.int64))
 
-    return forward
+    return Forward(timestep_region, buffers, net, threads, traced=trace)
 
 
 # --- rows: every step shared by all threads ----------------------------------------------------------------------
 
 
+def rows_region(rank, size, job):
+    share_of_rows(job, rank, job.flags, rank, size)
+
+
 @jit()
-def rows_body(rank, size, x, h0, y, h, panels, bias, table, states, logits, sync, block, chunk, T, B, sizes, trace):
-    x, h0, y, h, panels, bias = bare(x), bare(h0), bare(y), bare(h), bare(panels), bare(bias)
-    table, states, logits, sync = bare(table), bare(states), bare(logits), bare(sync)
-    L, I, H, O, calm = sizes
-    Q = (H + WIDTH - 1) // WIDTH
-    ld = Q * WIDTH
+def share_of_rows(job, own, flags, rank, size):
+    """What thread `rank` of `size` does; own: its rank in this process, whose threads may be a part of them (mpi)."""
+    T, B, L, I, H, ld = job.T, job.B, job.L, job.I, job.H, job.ld
+    place = (flags, rank, size)
+    Q = ld // WIDTH
     q0, q1 = Q * rank // size, Q * (rank + 1) // size  # the panels, so rows of U and W, that this thread owns
-    O_panels = (O + WIDTH - 1) // WIDTH
-    half = chunk * B * ld
-    previous = epoch = 0
-    for t0 in range(0, T, chunk):
-        steps = min(chunk, T - t0)
-        parity = (t0 // chunk) % 2
+    half = job.chunk * B * ld
+    previous = epoch = parity = ZERO
+    for t0 in range(0, T, job.chunk):
+        steps = min(job.chunk, T - t0)
+        parity = (t0 // job.chunk) % 2
         for l in range(L):
-            u, w, b = table[l]
-            s0 = (2 * l + parity) * half
-            mark(trace, rank, INPUTS)
+            if stopped(job.control, own, steps * B * H * (H + I)):
+                return
+            states = at(job.states, (2 * l + parity) * half)
+            mark(job, own, INPUTS)
             if l == 0:
-                inputs(x, t0 * B * I, B * I, I, steps, B, I, panels, u, bias, b, states, s0, ld, q0, q1)
+                inputs(job, l, at(job.x, t0 * B * I), B * I, I, steps, B, states, q0, q1)
             else:
-                below = (2 * (l - 1) + parity) * half
-                inputs(states, below, B * ld, ld, steps, B, H, panels, u, bias, b, states, s0, ld, q0, q1)
+                below = at(job.states, (2 * (l - 1) + parity) * half)
+                inputs(job, l, below, B * ld, ld, steps, B, states, q0, q1)
             for t in range(steps):
-                now = s0 + t * B * ld
-                mark(trace, rank, STEPS)
-                if t > 0:
-                    before, lda = at(states, now - B * ld), ld
-                elif t0 > 0:
-                    before, lda = at(states, (2 * l + 1 - parity) * half + previous), ld
-                else:
-                    before, lda = at(h0, l * B * H), H
-                shared_step(
-                    before, lda, B, H, at(panels, w), at(states, now), ld, q0, q1, t, sync, rank, size, epoch, trace
-                )
+                now = at(states, t * B * ld)
+                mark(job, own, STEPS)
+                before, lda = at(now, -B * ld), ld
+                if t == 0 and t0 > 0:
+                    before = at(job.states, (2 * l + 1 - parity) * half + previous)
+                elif t == 0:
+                    before, lda = at(job.h0, l * B * H), H
+                shared_step(job, l, before, lda, now, q0, q1, t, own, epoch, place)
                 epoch += 1
-                store_release(sync, rank * LINE, epoch)
-            mark(trace, rank, WAIT)
-            wait_for_others(sync, rank, size, epoch)  # what comes next reads all of the chunk's states
-        v, _, c = table[L]
-        top = (2 * (L - 1) + parity) * half
-        mark(trace, rank, OUTPUTS)
-        if steps * B >= 4 * size or steps * B > block:  # enough rows for every thread
+                store_release(flags, rank * LINE, epoch)
+            mark(job, own, WAIT)
+            wait_for_others(flags, rank, size, epoch, job.control, own)  # what comes next reads all the chunk's states
+        top = at(job.states, (2 * (L - 1) + parity) * half)
+        mark(job, own, OUTPUTS)
+        if steps * B >= 4 * size or steps * B > job.block:  # enough rows for every thread
             r0, r1 = share(steps * B, rank, size)
-            outputs(states, top, ld, r0, r1, panels, v, bias, c, logits[rank], block, y, t0, 0, B, B, sizes)
+            outputs(job, own, top, r0, r1, at(job.logits, rank * job.block * job.ldo), t0, 0, B)
         else:  # a few rows, such as a single step of a single sequence: the rows of V are shared out instead
-            p0, p1 = O_panels * rank // size, O_panels * (rank + 1) // size
-            output_logits(states, top, ld, steps * B, H, panels, v, bias, c, logits[0], O, p0, p1)
+            P = job.ldo // WIDTH
+            output_logits(job, top, steps * B, job.logits, P * rank // size, P * (rank + 1) // size)
             epoch += 1
-            mark(trace, rank, WAIT)
-            barrier(sync, rank, size, epoch)  # softmax needs the logits of all threads
-            mark(trace, rank, OUTPUTS)
+            mark(job, own, WAIT)
+            barrier(flags, rank, size, epoch, job.control, own)  # softmax needs the logits of all threads
+            mark(job, own, OUTPUTS)
             for r in range(rank, steps * B, size):
-                output_row(logits[0], r, False, y, t0, r, 0, B, B, O, calm)
+                output_row(job, job.logits, r, False, t0, r, 0, B)
         previous = (steps - 1) * B * ld
     if rank == 0:
-        last_states(states, parity, half, previous, ld, h, 0, B, B, L, H)
-    mark(trace, rank, DONE)
+        last_states(job, job.states, parity, half, previous, 0, B)
+    mark(job, own, DONE)
 
 
 @jit()
-def shared_step(h, lda, B, H, w, s, ld, q0, q1, t, sync, rank, size, epoch, trace):
+def shared_step(job, l, h, lda, s, q0, q1, t, own, epoch, place):
     """This thread's panels of a step. The first is begun with its own rows of h[t-1], while the others' are coming."""
-    own, end = q0 * WIDTH, min(q1 * WIDTH, H)
+    flags, rank, size = place
+    B, H, ld, w = job.B, job.H, job.ld, at(job.panels, job.table[3 * l + 1])
+    k0, k1 = q0 * WIDTH, min(q1 * WIDTH, H)  # its own rows
     unit = abreast(B, H, q1 - q0)
     backwards = t % 2  # to and fro, as forward.step does
     f0, f1, r0, r1 = split(q0, q1, min(unit, q1 - q0), backwards)
-    accumulate(h, lda, B, H, own, end, w, s, ld, f0, f1, backwards, unit)
-    mark(trace, rank, WAIT)
-    wait_for_others(sync, rank, size, epoch)
-    mark(trace, rank, STEPS)
-    for k0, k1, first, last in ((0, own, f0, f1), (end, H, f0, f1), (0, H, r0, r1)):
-        accumulate(h, lda, B, H, k0, k1, w, s, ld, first, last, backwards, unit)
+    accumulate(h, lda, B, H, k0, k1, w, s, ld, f0, f1, backwards, unit)
+    mark(job, own, WAIT)
+    wait_for_others(flags, rank, size, epoch, job.control, own)
+    mark(job, own, STEPS)
+    for first, end, p0, p1 in ((0, k0, f0, f1), (k1, H, f0, f1), (0, H, r0, r1)):
+        accumulate(h, lda, B, H, first, end, w, s, ld, p0, p1, backwards, unit)
     tanh_panels(s, ld, B, q0, q1)
 
 
@@ -214,15 +183,6 @@ def share(rows, rank, size):
     return min(rows, units * rank // size * unit), min(rows, units * (rank + 1) // size * unit)
 
 
-@jit(parallel=True)
-def rows_region(size, x, h0, y, h, panels, bias, table, states, logits, sync, block, chunk, T, B, sizes, trace):
-    for rank in prange(size):
-        rows_body(
-            np.int64(rank), size, x, h0, y, h, panels, bias, table, states, logits, sync, block, chunk, T, B,
-            sizes, trace,
-        )  # fmt: skip
-
-
 def rows(net: RNN, threads: int, dtype: str = "float32", trace: bool = False) -> Forward:
     """Every step shared by all threads: each owns some rows of W, and computes those elements of h[t].
 
@@ -232,47 +192,14 @@ def rows(net: RNN, threads: int, dtype: str = "float32", trace: bool = False) ->
     Moves: each thread's share of W from its own core's cache (which is why two cores can be more than twice as
     fast: together they hold twice as much), and h, H floats a sequence, between the cores in every step.
     """
-    packed = Packed.of(net, dtype)
-    team = Team(threads, rows_body, rows_region, trace)
-    sync = aligned(threads * LINE, np.int64)
-    kept: dict = {}
 
-    def forward(x: np.ndarray, h0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        T, B, _ = x.shape
-        if kept.get("shape") != (T, B):
-            plan = Plan.of(net, packed, T, B, B)
-            kept.update(shape=(T, B), plan=plan, states=plan.states()[0], logits=plan.logits(threads))
-        plan = kept["plan"]
-        y, h = plan.results()
-        sync.fill(0)
-        forward.info = team.traced(
-            x.ravel(), h0.ravel(), y.ravel(), h.ravel(), packed.panels, packed.bias, packed.table,
-            kept["states"], kept["logits"], sync, plan.block, plan.chunk, T, B, plan.sizes,
-        )  # fmt: skip
-        return y, h
+    def buffers(plan: Plan) -> dict[str, Any]:
+        return dict(states=plan.states(), logits=plan.logits(threads))
 
-    return forward
+    return Forward(rows_region, buffers, net, threads, dtype, trace)
 
 
 # --- batch: every thread its own sequences -----------------------------------------------------------------------
-
-
-@jit()
-def batch_body(rank, size, x, h0, y, h, panels, bias, table, states, logits, block, chunk, T, B, sizes, trace):
-    first, end = B * rank // size, B * (rank + 1) // size
-    if end > first:
-        sequences(
-            x, h0, y, h, panels, bias, table, states[rank], logits[rank], block, chunk, T, B, first, end - first, sizes,
-            rank, trace,
-        )  # fmt: skip
-
-
-@jit(parallel=True)
-def batch_region(size, x, h0, y, h, panels, bias, table, states, logits, block, chunk, T, B, sizes, trace):
-    for rank in prange(size):
-        batch_body(
-            np.int64(rank), size, x, h0, y, h, panels, bias, table, states, logits, block, chunk, T, B, sizes, trace
-        )
 
 
 def batch(net: RNN, threads: int, dtype: str = "float32", trace: bool = False) -> Forward:
@@ -281,24 +208,7 @@ def batch(net: RNN, threads: int, dtype: str = "float32", trace: bool = False) -
     Parallelises: the batch. Synchronises: nothing. Moves: all of W into every core in every step; nothing between
     cores. With fewer sequences than threads, the other threads have nothing to do.
     """
-    packed = Packed.of(net, dtype)
-    team = Team(threads, batch_body, batch_region, trace)
-    kept: dict = {}
-
-    def forward(x: np.ndarray, h0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        T, B, _ = x.shape
-        if kept.get("shape") != (T, B):
-            plan = Plan.of(net, packed, T, B, -(-B // threads))  # the largest share
-            kept.update(shape=(T, B), plan=plan, states=plan.states(threads), logits=plan.logits(threads))
-        plan = kept["plan"]
-        y, h = plan.results()
-        forward.info = team.traced(
-            x.ravel(), h0.ravel(), y.ravel(), h.ravel(), packed.panels, packed.bias, packed.table,
-            kept["states"], kept["logits"], plan.block, plan.chunk, T, B, plan.sizes,
-        )  # fmt: skip
-        return y, h
-
-    return forward
+    return batch_forward(net, threads, dtype, trace)
 
 
 # --- wavefront: layers, and the products around the recurrence, pipelined over time ------------------------------
@@ -306,92 +216,71 @@ def batch(net: RNN, threads: int, dtype: str = "float32", trace: bool = False) -
 SLOTS = 3  # chunks of states that a layer keeps: one being begun, one in the recurrence, one being read above
 
 
-@jit()
-def wavefront_body(
-    rank, size, x, h0, y, h, panels, bias, table, states, logits, done, cores, block, chunk, T, B, sizes, trace
-):
-    x, h0, y, h, panels, bias = bare(x), bare(h0), bare(y), bare(h), bare(panels), bare(bias)
-    table, states, logits = bare(table), bare(states), bare(logits)
-    done, cores = bare(done), bare(cores)
-    L, I, H, _, _ = sizes
-    place = (cores, rank, size)
-    Q = (H + WIDTH - 1) // WIDTH
-    ld = Q * WIDTH
-    slot = chunk * B * ld
-    chunks = (T + chunk - 1) // chunk
-    tickets = stages = 2 * L + 1  # the line of `done` behind the stages' holds the next task's number
+def wavefront_region(rank, size, job):
+    chunks = (job.T + job.chunk - 1) // job.chunk
+    stages = 2 * job.L + 1  # the line of `ready` behind the stages' holds the next task's number
+    place = (job.flags, rank, size)
     number = 0
-    mine = fetch_add(done, tickets * chunks * LINE, 1)
+    mine = fetch_add(job.ready, stages * chunks * LINE, 1)
     for wave in range(2 * chunks + stages):
         for stage in range(wave % 2, stages, 2):
             c = (wave - stage) // 2
             if c < 0 or c >= chunks:
                 continue
             if number == mine:
-                l = stage // 2
-                s0 = (l * SLOTS + c % SLOTS) * slot
-                t0 = c * chunk
-                steps = min(chunk, T - t0)
-                mark(trace, rank, WAIT)
-                if stage == 2 * L:
-                    wait_for(done, chunks, stage - 1, c, place)
-                    mark(trace, rank, OUTPUTS)
-                    top = ((L - 1) * SLOTS + c % SLOTS) * slot
-                    v, _, b = table[L]
-                    own = logits[rank]
-                    outputs(states, top, ld, 0, steps * B, panels, v, bias, b, own, block, y, t0, 0, B, B, sizes)
-                elif stage % 2 == 0:
-                    # The last state of what the slot held was the start of the chunk after it, and all of it was
-                    # read by the layer above.
-                    wait_for(done, chunks, stage + 1, c - SLOTS + 1, place)
-                    wait_for(done, chunks, stage + 2, c - SLOTS, place)
-                    u, _, b = table[l]
-                    if l > 0:
-                        wait_for(done, chunks, stage - 1, c, place)
-                    mark(trace, rank, INPUTS)
-                    if l == 0:
-                        inputs(x, t0 * B * I, B * I, I, steps, B, I, panels, u, bias, b, states, s0, ld, 0, Q)
-                    else:
-                        below = ((l - 1) * SLOTS + c % SLOTS) * slot
-                        inputs(states, below, B * ld, ld, steps, B, H, panels, u, bias, b, states, s0, ld, 0, Q)
-                else:
-                    wait_for(done, chunks, stage - 1, c, place)
-                    wait_for(done, chunks, stage, c - 1, place)
-                    mark(trace, rank, STEPS)
-                    w = table[l, 1]
-                    if c == 0:
-                        step(at(h0, l * B * H), H, B, H, at(panels, w), at(states, s0), ld, 0, Q, 0)
-                    else:
-                        before = (l * SLOTS + (c - 1) % SLOTS) * slot + (chunk - 1) * B * ld
-                        step(at(states, before), ld, B, H, at(panels, w), at(states, s0), ld, 0, Q, 0)
-                    for t in range(1, steps):
-                        now = s0 + t * B * ld
-                        step(at(states, now - B * ld), ld, B, H, at(panels, w), at(states, now), ld, 0, Q, t)
-                    if c == chunks - 1:
-                        for j in range(B):
-                            copy(states, s0 + ((steps - 1) * B + j) * ld, h, (l * B + j) * H, H)
-                store_release(done, (stage * chunks + c) * LINE, 1)
-                mine = fetch_add(done, tickets * chunks * LINE, 1)
+                if stopped(job.control, rank, job.chunk * job.B * job.H * (job.H + job.I)):
+                    return
+                task(job, rank, stage, c, chunks, place)
+                store_release(job.ready, (stage * chunks + c) * LINE, 1)
+                mine = fetch_add(job.ready, stages * chunks * LINE, 1)
             number += 1
-    mark(trace, rank, DONE)
+    mark(job, rank, DONE)
 
 
 @jit()
-def wait_for(done, chunks, stage, c, place):
+def task(job, rank, stage, c, chunks, place):
+    """Stage 2 l is U x of layer l, 2 l + 1 its recurrence, 2 L the output; of chunk c, once what it needs is there."""
+    B, L, I, H, ld = job.B, job.L, job.I, job.H, job.ld
+    l, t0 = min(stage // 2, L - 1), c * job.chunk
+    steps, slot = min(job.chunk, job.T - t0), job.chunk * B * ld
+    states = at(job.states, (l * SLOTS + c % SLOTS) * slot)
+    mark(job, rank, WAIT)
+    if stage == 2 * L:
+        wait_for(job, rank, chunks, stage - 1, c, place)
+        mark(job, rank, OUTPUTS)
+        outputs(job, rank, states, 0, steps * B, at(job.logits, rank * job.block * job.ldo), t0, 0, B)
+    elif stage % 2 == 0:
+        # The last state of what the slot held was the start of the chunk after it, and all of it was read by the
+        # layer above.
+        wait_for(job, rank, chunks, stage + 1, c - SLOTS + 1, place)
+        wait_for(job, rank, chunks, stage + 2, c - SLOTS, place)
+        if l > 0:
+            wait_for(job, rank, chunks, stage - 1, c, place)
+        mark(job, rank, INPUTS)
+        if l == 0:
+            inputs(job, l, at(job.x, t0 * B * I), B * I, I, steps, B, states, ZERO, ld // WIDTH)
+        else:
+            below = at(job.states, ((l - 1) * SLOTS + c % SLOTS) * slot)
+            inputs(job, l, below, B * ld, ld, steps, B, states, ZERO, ld // WIDTH)
+    else:
+        wait_for(job, rank, chunks, stage - 1, c, place)
+        wait_for(job, rank, chunks, stage, c - 1, place)
+        mark(job, rank, STEPS)
+        if c == 0:
+            steps_of(job, l, states, at(job.h0, l * B * H), H, B, steps)
+        else:
+            before = at(job.states, (l * SLOTS + (c - 1) % SLOTS) * slot + (job.chunk - 1) * B * ld)
+            steps_of(job, l, states, before, ld, B, steps)
+        if c == chunks - 1:
+            for j in range(B):
+                copy(states, ((steps - 1) * B + j) * ld, job.h, (l * B + j) * H, H)
+
+
+@jit()
+def wait_for(job, rank, chunks, stage, c, place):
     """Wait until that stage has done chunk c; chunks before the first are always done."""
     if c >= 0:
-        wait_in_team(done, (stage * chunks + c) * LINE, 1, place)
-
-
-@jit(parallel=True)
-def wavefront_region(
-    size, x, h0, y, h, panels, bias, table, states, logits, done, cores, block, chunk, T, B, sizes, trace
-):
-    for rank in prange(size):
-        wavefront_body(
-            np.int64(rank), size, x, h0, y, h, panels, bias, table, states, logits, done, cores, block, chunk, T, B,
-            sizes, trace,
-        )  # fmt: skip
+        wait(job.ready, (stage * chunks + c) * LINE, 1, job.control, rank, place)
 
 
 def wavefront(net: RNN, threads: int, dtype: str = "float32", trace: bool = False) -> Forward:
@@ -404,28 +293,14 @@ def wavefront(net: RNN, threads: int, dtype: str = "float32", trace: bool = Fals
     tasks that need it; one ticket a task. Moves: a chunk's states from core to core, once a stage; W of a layer to
     another core when another thread takes its next chunk, so once in a chunk and not in every step.
     """
-    packed = Packed.of(net, dtype)
-    team = Team(threads, wavefront_body, wavefront_region, trace)
-    stages = 2 * net.num_layers + 1
-    cores = aligned(threads * LINE, np.int64)
-    kept: dict = {}
 
-    def forward(x: np.ndarray, h0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        T, B, _ = x.shape
-        if kept.get("shape") != (T, B):
-            plan = Plan.of(net, packed, T, B, B)
-            # Short chunks fill the pipeline soon; long ones have enough rows for a tile and few flags.
-            chunk = min(plan.chunk, max(-(-2 * ROWS // B), T // 16))
-            kept.update(shape=(T, B), plan=plan, chunk=chunk, logits=plan.logits(threads))
-            kept["states"] = aligned(net.num_layers * SLOTS * chunk * B * round_up(net.hidden_size, WIDTH))
-            kept["done"] = aligned((stages * -(-T // chunk) + 1) * LINE, np.int64)
-        plan = kept["plan"]
-        y, h = plan.results()
-        kept["done"].fill(0)
-        forward.info = team.traced(
-            x.ravel(), h0.ravel(), y.ravel(), h.ravel(), packed.panels, packed.bias, packed.table,
-            kept["states"], kept["logits"], kept["done"], cores, plan.block, kept["chunk"], T, B, plan.sizes,
-        )  # fmt: skip
-        return y, h
+    def buffers(plan: Plan) -> dict[str, Any]:
+        # Short chunks fill the pipeline soon; long ones have enough rows for a tile and few flags.
+        chunk = min(plan.chunk, max(-(-2 * ROWS // plan.B), plan.T // 16))
+        tasks = (2 * net.num_layers + 1) * -(-plan.T // chunk)
+        states = aligned(net.num_layers * SLOTS * chunk * plan.B * round_up(net.hidden_size, WIDTH))
+        return dict(
+            chunk=chunk, states=states, logits=plan.logits(threads), ready=aligned((tasks + 1) * LINE, np.int64)
+        )
 
-    return forward
+    return Forward(wavefront_region, buffers, net, threads, dtype, trace)

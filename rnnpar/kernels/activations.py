@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from rnnpar.kernels.jit import jit
+from rnnpar.kernels.pointers import at, bits_of
 
 F = np.float32
 # Contraction to fused multiply-adds is all that may differ: with full fastmath NaN and infinity would be anything.
@@ -78,9 +79,9 @@ def ordered(bits):
 @jit()
 def largest(a):
     """The maximum of a, which is not empty. Compared as integers: LLVM vectorises that, and not Numba's float max."""
-    bits = a.view(np.int32)
+    bits = bits_of(at(a, 0))
     m = ordered(bits[0])
-    for i in range(bits.size):
+    for i in range(a.size):
         m = max(m, ordered(bits[i]))
     return np.int32(ordered(m)).view(np.float32)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,3 +41,17 @@ def one_blas_thread() -> Iterator[None]:
             if not _inside:
                 for library, threads in zip(_libraries(), _before, strict=True):
                     library.set_num_threads(threads)
+
+
+def _forked() -> None:
+    """In a forked child nobody is inside."""
+    global _lock, _inside
+    _lock = threading.Lock()
+    if _inside:
+        _inside = 0
+        for library, threads in zip(_libraries(), _before, strict=True):
+            library.set_num_threads(threads)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

@@ -7,22 +7,31 @@ from the product that begins them to the softmax that ends them, and so that mem
     step      states[t] = tanh(states[t] + W states[t-1])   one time step after another
     outputs   y[r] = softmax(c + V states[r])            all rows of the chunk
 
-Each takes a range of panels [q0, q1) or of rows [r0, r1), which is how threads share it. Arrays are flat float32;
-`count` is how many sequences of the batch are meant (all B, or a slice), `ld` a row of states, H padded to panels.
+Each takes a range of panels [q0, q1) or of rows [r0, r1), which is how threads share it. `job` is a Job with FIELDS and
+`fields_of`; `count` is how many sequences of the batch are meant (all B, or a slice), `ld` a row of states, H padded
+to panels.
 """
 
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numba import carray
 
+from rnnpar.kernels import trace
 from rnnpar.kernels.activations import exp_inplace, scale_into, softmax_row, sum_of, tanh_inplace
+from rnnpar.kernels.atomics import ZERO, stopped
 from rnnpar.kernels.jit import jit
-from rnnpar.kernels.pointers import at, bare, beyond, view
-from rnnpar.kernels.tile import ROWS, WIDTH, Packed, aligned, multiply, round_up, tile_1_wide, tiles
+from rnnpar.kernels.job import Job
+from rnnpar.kernels.pointers import at, view
+from rnnpar.kernels.system import CLOCK
+from rnnpar.kernels.team import Region
+from rnnpar.kernels.tile import ROWS, WIDTH, Packed, aligned, round_up, tile_1_wide, tiles
 from rnnpar.kernels.trace import DONE, INPUTS, OUTPUTS, STEPS, mark
 from rnnpar.network import RNN
 
@@ -35,25 +44,32 @@ LOGITS = (128 * 1024, 512 * 1024)
 # Weights of a step up to which one row meets two panels at once: each h[k] is then fetched once for both, which is what
 # counts in a first-level cache. Farther away it costs 2 to 5% instead, where two streams of weights come from L2.
 NEAR = 32 * 1024
+# Multiply-adds of a chunk's steps and inputs at most: some tenth of a second, since an interrupt is heard between two.
+LONGEST = 1 << 31
 POOL = 2  # results that a runner keeps for reuse: a caller often holds the last one during the next call
 SHORT = 512  # outputs up to which exp takes a block of rows in one go, since starting a row costs more than its exp
 
 
 @jit()
-def inputs(x, x0, step_stride, row_stride, steps, count, K, panels, p0, bias, b0, states, s0, ld, q0, q1):
-    """states[s0 + (t * count + j) * ld] = b + U x[x0 + t * step_stride + j * row_stride], panels q0 to q1."""
+def inputs(job, l, source, step_stride, row_stride, steps, count, states, q0, q1):
+    """states[t * count + j] = b + U source[t * step_stride + j * row_stride] of layer l, panels q0 to q1.
+
+    source, states: pointers to the first row; a row of states is job.ld elements.
+    """
+    K = job.I if l == 0 else job.H
+    u, b, ld = at(job.panels, job.table[3 * l]), at(job.bias, job.table[3 * l + 2]), job.ld
     for q in range(q0, q1):
-        p, b, s = p0 + q * K * WIDTH, b0 + q * WIDTH, s0 + q * WIDTH
+        panel, bias, s = at(u, q * K * WIDTH), at(b, q * WIDTH), at(states, q * WIDTH)
         if step_stride == count * row_stride:  # the rows lie one behind the other: one product
-            multiply(x, x0, row_stride, steps * count, K, panels, p, bias, b, 0, states, s, ld)
+            tiles(source, row_stride, steps * count, panel, K, bias, ZERO, s, ld)
         elif steps > count:  # a slice of a batch: one product a sequence, or one a step, whichever has more rows
             for j in range(count):
-                a = x0 + j * row_stride
-                multiply(x, a, step_stride, steps, K, panels, p, bias, b, 0, states, s + j * ld, count * ld)
+                tiles(at(source, j * row_stride), step_stride, steps, panel, K, bias, ZERO, at(s, j * ld),
+                      count * ld)  # fmt: skip
         else:
             for t in range(steps):
-                a = x0 + t * step_stride
-                multiply(x, a, row_stride, count, K, panels, p, bias, b, 0, states, s + t * count * ld, ld)
+                tiles(at(source, t * step_stride), row_stride, count, panel, K, bias, ZERO, at(s, t * count * ld),
+                      ld)  # fmt: skip
 
 
 @jit()
@@ -63,7 +79,7 @@ def step(h, lda, count, H, w, s, ld, q0, q1, t):
     Every other step t goes through the panels backwards, as a ploughman turns at the end of a furrow: where W is
     larger than a cache, the panels used last are still there, and going round and round would always miss them.
     """
-    accumulate(h, lda, count, H, 0, H, w, s, ld, q0, q1, t % 2, abreast(count, H, q1 - q0))
+    accumulate(h, lda, count, H, ZERO, H, w, s, ld, q0, q1, t % 2, abreast(count, H, q1 - q0))
     tanh_panels(s, ld, count, q0, q1)
 
 
@@ -78,16 +94,16 @@ def accumulate(h, lda, count, H, k0, k1, w, s, ld, q0, q1, backwards, unit):
     """s += W[:, k0:k1] h[k0:k1] for `count` rows and the panels q0 to q1, `unit` (1, or 2) at once."""
     if k0 == k1:
         return
-    h, n = beyond(h, k0), q1 - q0
+    h, n = at(h, k0), q1 - q0
     pairs = n // 2 if unit == 2 else 0
     for i in range(pairs):
         q = q1 - 2 - 2 * i if backwards else q0 + 2 * i
-        place = beyond(s, q * WIDTH)
-        tile_1_wide(h, beyond(w, (q * H + k0) * WIDTH), H * WIDTH, k1 - k0, place, place)
+        place = at(s, q * WIDTH)
+        tile_1_wide(h, at(w, (q * H + k0) * WIDTH), H * WIDTH, k1 - k0, place, place)
     for i in range(2 * pairs, n):
         q = q1 - 1 - i if backwards else q0 + i
-        place = beyond(s, q * WIDTH)
-        tiles(h, lda, count, beyond(w, (q * H + k0) * WIDTH), k1 - k0, place, ld, place, ld)
+        place = at(s, q * WIDTH)
+        tiles(h, lda, count, at(w, (q * H + k0) * WIDTH), k1 - k0, place, ld, place, ld)
 
 
 @jit()
@@ -97,88 +113,96 @@ def tanh_panels(s, ld, count, q0, q1):
         tanh_inplace(carray(s, count * ld))
     else:
         for j in range(count):
-            tanh_inplace(carray(beyond(s, j * ld + q0 * WIDTH), (q1 - q0) * WIDTH))
-
-
-@jit(inline="always")
-def outputs(states, s0, ld, r0, r1, panels, p0, bias, b0, logits, block, y, t0, first, count, B, sizes):
-    """y = softmax(c + V states) for the rows r0 to r1 of the chunk that begins at step t0, `block` rows at a time."""
-    _, _, H, O, calm = sizes
-    q1 = (O + WIDTH - 1) // WIDTH
-    together = calm != 0 and O <= SHORT
-    for r in range(r0, r1, block):
-        rows = min(block, r1 - r)
-        output_logits(states, s0 + r * ld, ld, rows, H, panels, p0, bias, b0, logits, O, 0, q1)
-        if together:
-            exp_inplace(view(logits, 0, rows * q1 * WIDTH))
-        for i in range(rows):
-            output_row(logits, i, together, y, t0, r + i, first, count, B, O, calm)
-
-
-@jit(inline="always")
-def output_logits(states, s0, ld, rows, H, panels, p0, bias, b0, logits, O, q0, q1):
-    """logits = c + V states for `rows` rows from states[s0] on, panels q0 to q1."""
-    ldo = (O + WIDTH - 1) // WIDTH * WIDTH
-    for q in range(q0, q1):
-        p, b = p0 + q * H * WIDTH, b0 + q * WIDTH
-        multiply(states, s0, ld, rows, H, panels, p, bias, b, 0, logits, q * WIDTH, ldo)
-
-
-@jit(inline="always")
-def output_row(logits, i, is_exp, y, t0, r, first, count, B, O, calm):
-    """y = softmax of the i-th row of logits, or of what is exp of them; row r of the chunk that begins at step t0."""
-    ldo = (O + WIDTH - 1) // WIDTH * WIDTH
-    t, j = divmod(r, count)
-    row, into = view(logits, i * ldo, ldo), view(y, ((t0 + t) * B + first + j) * O, O)
-    if is_exp:
-        scale_into(row, np.float32(1) / sum_of(row), into)
-    else:
-        softmax_row(row, into, calm)
+            tanh_inplace(carray(at(s, j * ld + q0 * WIDTH), (q1 - q0) * WIDTH))
 
 
 @jit()
-def sequences(x, h0, y, h, panels, bias, table, states, logits, block, chunk, T, B, first, count, sizes, rank, trace):
-    """The whole forward pass of `count` sequences of a batch of B, from number `first`, by one thread.
+def steps_of(job, l, states, before, lda, count, steps):
+    """`steps` steps of the recurrence of layer l, from the state at `before` (count rows, lda apart); whole rows."""
+    H, ld, w = job.H, job.ld, at(job.panels, job.table[3 * l + 1])
+    step(before, lda, count, H, w, states, ld, ZERO, ld // WIDTH, ZERO)
+    for t in range(1, steps):
+        now = at(states, t * count * ld)
+        step(at(now, -count * ld), ld, count, H, w, now, ld, ZERO, ld // WIDTH, t)
 
-    states: (L, 2, chunk * count * ld), logits: (block * ldo), both flat; sizes as in Plan. Chunks alternate
-    between the two halves of `states`, so that the last state of one is there when the next begins. `rank` and
-    `trace`: as trace.mark takes them.
+
+@jit()
+def outputs(job, rank, states, r0, r1, logits, t0, first, count):
+    """y = softmax(c + V states) for the rows r0 to r1 of the chunk that begins at step t0, `block` rows at a time.
+
+    states: a pointer to the chunk's first row; logits: room for `block` rows; the chunk's rows are `count` sequences a
+    step, from number `first` of the batch on. Gives up between two blocks.
     """
-    x, h0, y, h, panels, bias = bare(x), bare(h0), bare(y), bare(h), bare(panels), bare(bias)
-    table, states, logits = bare(table), bare(states), bare(logits)
-    L, I, H, _, _ = sizes
-    Q = (H + WIDTH - 1) // WIDTH
-    ld = Q * WIDTH
-    half = chunk * count * ld
-    previous = 0
-    for t0 in range(0, T, chunk):
-        steps = min(chunk, T - t0)
-        parity = (t0 // chunk) % 2
+    O, ld = job.O, job.ld
+    q1 = job.ldo // WIDTH
+    together = job.calm != 0 and O <= SHORT
+    for r in range(r0, r1, job.block):
+        rows = min(job.block, r1 - r)
+        if stopped(job.control, rank, rows * O * job.H):
+            return
+        output_logits(job, at(states, r * ld), rows, logits, 0, q1)
+        if together:
+            exp_inplace(carray(logits, rows * q1 * WIDTH))
+        for i in range(rows):
+            output_row(job, logits, i, together, t0, r + i, first, count)
+
+
+@jit(inline="always")
+def output_logits(job, states, rows, logits, q0, q1):
+    """logits = c + V states for `rows` rows, panels q0 to q1. states, logits: pointers."""
+    H, ld, ldo, L = job.H, job.ld, job.ldo, job.L
+    v, c = at(job.panels, job.table[3 * L]), at(job.bias, job.table[3 * L + 2])
+    for q in range(q0, q1):
+        tiles(states, ld, rows, at(v, q * H * WIDTH), H, at(c, q * WIDTH), ZERO, at(logits, q * WIDTH), ldo)
+
+
+@jit(inline="always")
+def output_row(job, logits, i, is_exp, t0, r, first, count):
+    """y = softmax of the i-th row of logits, or of what is exp of them; row r of the chunk that begins at step t0."""
+    O, ldo = job.O, job.ldo
+    t, j = divmod(r, count)
+    row, into = view(logits, i * ldo, ldo), view(job.y, ((t0 + t) * job.B + first + j) * O, O)
+    if is_exp:
+        scale_into(row, np.float32(1) / sum_of(row), into)
+    else:
+        softmax_row(row, into, job.calm)
+
+
+@jit()
+def sequences(job, rank, states, logits, first, count):
+    """The whole forward pass of `count` sequences of the batch, from number `first`, by thread `rank` alone.
+
+    states: (L, 2, chunk * count * ld), logits: (block * ldo), both by pointer. Chunks alternate between the two halves
+    of `states`, so that the last state of one is there when the next begins.
+    """
+    T, B, L, I, H, ld = job.T, job.B, job.L, job.I, job.H, job.ld
+    half = job.chunk * count * ld
+    previous = parity = ZERO
+    for t0 in range(0, T, job.chunk):
+        steps = min(job.chunk, T - t0)
+        parity = (t0 // job.chunk) % 2
         for l in range(L):
-            u, w, b = table[l]
-            s0 = (2 * l + parity) * half
-            mark(trace, rank, INPUTS)
+            if stopped(job.control, rank, steps * count * H * (H + I)):
+                return
+            s = at(states, (2 * l + parity) * half)
+            mark(job, rank, INPUTS)
             if l == 0:
-                inputs(x, (t0 * B + first) * I, B * I, I, steps, count, I, panels, u, bias, b, states, s0, ld, 0, Q)
+                source = at(job.x, (t0 * B + first) * I)
+                inputs(job, l, source, B * I, I, steps, count, s, 0, ld // WIDTH)
             else:
-                below = (2 * (l - 1) + parity) * half
-                inputs(states, below, count * ld, ld, steps, count, H, panels, u, bias, b, states, s0, ld, 0, Q)
-            mark(trace, rank, STEPS)
+                below = at(states, (2 * (l - 1) + parity) * half)
+                inputs(job, l, below, count * ld, ld, steps, count, s, 0, ld // WIDTH)
+            mark(job, rank, STEPS)
             if t0 == 0:
-                step(at(h0, (l * B + first) * H), H, count, H, at(panels, w), at(states, s0), ld, 0, Q, 0)
+                steps_of(job, l, s, at(job.h0, (l * B + first) * H), H, count, steps)
             else:
-                before = at(states, (2 * l + 1 - parity) * half + previous)
-                step(before, ld, count, H, at(panels, w), at(states, s0), ld, 0, Q, 0)
-            for t in range(1, steps):
-                now = s0 + t * count * ld
-                step(at(states, now - count * ld), ld, count, H, at(panels, w), at(states, now), ld, 0, Q, t)
-        v, _, c = table[L]
-        top = (2 * (L - 1) + parity) * half
-        mark(trace, rank, OUTPUTS)
-        outputs(states, top, ld, 0, steps * count, panels, v, bias, c, logits, block, y, t0, first, count, B, sizes)
+                steps_of(job, l, s, at(states, (2 * l + 1 - parity) * half + previous), ld, count, steps)
+        mark(job, rank, OUTPUTS)
+        top = at(states, (2 * (L - 1) + parity) * half)
+        outputs(job, rank, top, 0, steps * count, logits, t0, first, count)
         previous = (steps - 1) * count * ld
-    last_states(states, parity, half, previous, ld, h, first, count, B, L, H)
-    mark(trace, rank, DONE)
+    last_states(job, states, parity, half, previous, first, count)
+    mark(job, rank, DONE)
 
 
 @jit(inline="always")
@@ -188,19 +212,20 @@ def copy(source, s, target, t, size):
         target[t + i] = source[s + i]
 
 
-@jit(inline="always")
-def last_states(states, parity, half, previous, ld, h, first, count, B, L, H):
+@jit()
+def last_states(job, states, parity, half, previous, first, count):
     """h (L,B,H) from the last step of the last chunk, for the sequences first to first + count."""
-    for l in range(L):
+    B, H, ld = job.B, job.H, job.ld
+    for l in range(job.L):
         for j in range(count):
-            copy(states, (2 * l + parity) * half + previous + j * ld, h, (l * B + first + j) * H, H)
+            copy(states, (2 * l + parity) * half + previous + j * ld, job.h, (l * B + first + j) * H, H)
 
 
 @dataclass(frozen=True)
 class Plan:
     """Sizes of one call: `chunk` time steps at a time, `block` rows of logits at a time, and the buffers' lengths."""
 
-    sizes: tuple[int, int, int, int, int]  # L, I, H, O, and 1 where the network is calm (tile.Packed)
+    net: RNN
     T: int
     B: int
     count: int  # sequences that one thread takes through all the steps
@@ -209,25 +234,24 @@ class Plan:
     pool: list[np.ndarray] = field(default_factory=list, compare=False)  # results that were handed out
 
     @classmethod
-    def of(cls, net: RNN, packed: Packed, T: int, B: int, count: int) -> Plan:
+    def of(cls, net: RNN, T: int, B: int, count: int) -> Plan:
         """Chunk and block so that states and logits stay near the core, and weights need not be read too often."""
-        ld, ldo = round_up(net.hidden_size, WIDTH), round_up(net.output_size, WIDTH)
-        states = min(max(STATES[0], net.hidden_size**2 // 4), STATES[1])
-        chunk = min(T, max(1, states // (count * ld)))
-        logits = min(max(LOGITS[0], 1024 * net.hidden_size), LOGITS[1])
+        H, ld, ldo = net.hidden_size, round_up(net.hidden_size, WIDTH), round_up(net.output_size, WIDTH)
+        states = min(max(STATES[0], H**2 // 4), STATES[1])
+        most = min(states // (count * ld), LONGEST // (count * H * (H + net.input_size)))
+        chunk = min(T, max(1, most))
+        logits = min(max(LOGITS[0], 1024 * H), LOGITS[1])
         block = min(round_up(chunk * count, ROWS), max(ROWS, logits // ldo // ROWS * ROWS), 64 // ROWS * ROWS)
-        sizes = (net.num_layers, net.input_size, net.hidden_size, net.output_size, int(packed.calm))
-        return cls(sizes, T, B, count, chunk, block)
+        return cls(net, T, B, count, chunk, block)
 
-    def states(self, copies: int = 1) -> np.ndarray:
-        """Room for the hidden states of two chunks of every layer, (copies, elements)."""
-        size = self.sizes[0] * 2 * self.chunk * self.count * round_up(self.sizes[2], WIDTH)
-        return aligned(copies * size).reshape(copies, size)
+    def states(self, copies: int = 1, chunks: int = 2) -> np.ndarray:
+        """Room for the hidden states of so many chunks of every layer, `copies` times."""
+        ld = round_up(self.net.hidden_size, WIDTH)
+        return aligned(copies * self.net.num_layers * chunks * self.chunk * self.count * ld)
 
     def logits(self, copies: int = 1) -> np.ndarray:
-        """Room for one block of logits, (copies, elements)."""
-        size = self.block * round_up(self.sizes[3], WIDTH)
-        return aligned(copies * size).reshape(copies, size)
+        """Room for one block of logits, `copies` times."""
+        return aligned(copies * self.block * round_up(self.net.output_size, WIDTH))
 
     def results(self) -> tuple[np.ndarray, np.ndarray]:
         """y (T,B,O) and h (L,B,H), not yet filled; the caller's own.
@@ -235,13 +259,12 @@ class Plan:
         An array that was handed out before and that nobody holds any more is handed out again: the system would
         otherwise take back large ones and give them out as new pages, which take longer to come than softmax does.
         """
-        L, _, H, O, _ = self.sizes
         y = take_free(self.pool)
         if y is None:
-            y = np.empty((self.T, self.B, O), np.float32)
+            y = np.empty((self.T, self.B, self.net.output_size), np.float32)
             if len(self.pool) < POOL:
                 self.pool.append(y)
-        return y, np.empty((L, self.B, H), np.float32)
+        return y, np.empty((self.net.num_layers, self.B, self.net.hidden_size), np.float32)
 
 
 def take_free(pool: list[np.ndarray]) -> np.ndarray | None:
@@ -256,23 +279,82 @@ def take_free(pool: list[np.ndarray]) -> np.ndarray | None:
 FREE = (lambda pool: sys.getrefcount(pool[0]))([np.empty(0)])
 
 
-class OneThread:
-    """The compiled forward pass on the calling thread: `forward(x, h0)`. Buffers stay for the next call's shape."""
+class Forward:
+    """A compiled forward pass, `forward(x, h0)` -> (y, h); buffers stay for the next call of the same shape.
 
-    def __init__(self, net: RNN, dtype: str):
-        self.net = net
-        self.packed = Packed.of(net, dtype)
+    `function` is what each thread runs, `buffers(plan)` gives the job's fields that depend on the shape. Of those,
+    `ready` are flags, zeros at the start of every call. With `share`, a thread has its own part of the batch.
+    `info` is what a runner tells of its last call: with `trace`, what each thread did and when.
+    """
+
+    def __init__(self, function: Callable[..., None], buffers: Callable[[Plan], dict[str, Any]], net: RNN,
+                 threads: int, dtype: str = "float32", traced: bool = False, share: bool = False):  # fmt: skip
+        packed = Packed.of(net, dtype)
+        self.net, self.share, self.buffers = net, threads if share else 1, buffers
+        self.marks = trace.buffer(threads) if traced else None
+        extra = {"trace": self.marks, "marks": self.marks.shape[1]} if traced else {}
+        self.job = Job(threads, **FIELDS, **fields_of(net, packed), ready=np.int64, **extra)
+        self.region = Region(function, self.job)
         self.plan: Plan | None = None
+        self.ready = np.zeros(0, np.int64)
+        self.info: dict[str, Any] = {}
 
     def __call__(self, x: np.ndarray, h0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         T, B, _ = x.shape
-        if self.plan is None or (self.plan.T, self.plan.B) != (T, B):
-            self.plan = Plan.of(self.net, self.packed, T, B, B)
-            self.states, self.logits = self.plan.states()[0], self.plan.logits()[0]
-        plan, packed = self.plan, self.packed
-        y, h = plan.results()
-        sequences(
-            x.ravel(), h0.ravel(), y.ravel(), h.ravel(), packed.panels, packed.bias, packed.table,
-            self.states, self.logits, plan.block, plan.chunk, T, B, 0, B, plan.sizes, 0, None,
-        )  # fmt: skip
+        if self.plan is None or self.plan.B != B or self.plan.T != T:
+            self._fit(T, B)
+        y, h = self.plan.results()
+        if self.ready.size:
+            self.ready.fill(0)
+        if self.marks is None:
+            self.region.run(x, h0, y, h)
+            return y, h
+        self.marks[:, 0] = 0
+        start = time.clock_gettime_ns(CLOCK)
+        self.region.run(x, h0, y, h)
+        self.info = {"trace": trace.Trace.of(self.marks, start, time.clock_gettime_ns(CLOCK))}
         return y, h
+
+    def _fit(self, T: int, B: int) -> None:
+        """Buffers for another shape. An interrupt in here leaves no plan, and the next call makes it anew."""
+        self.plan = None
+        plan = Plan.of(self.net, T, B, -(-B // self.share))
+        fields = dict(T=T, B=B, count=plan.count, block=plan.block, chunk=plan.chunk) | self.buffers(plan)
+        self.job.set(**fields)
+        self.ready = fields.get("ready", self.ready)
+        self.plan = plan
+
+    def close(self) -> None:
+        """Let go of weights and buffers."""
+        del self.job, self.region, self.plan, self.ready, self.marks
+
+
+def batch_region(rank, size, job):
+    """Each thread its own sequences of the batch, from the first step to the last."""
+    first, end = job.B * rank // size, job.B * (rank + 1) // size
+    states = at(job.states, rank * job.L * 2 * job.chunk * job.count * job.ld)
+    if end > first:
+        sequences(job, rank, states, at(job.logits, rank * job.block * job.ldo), first, end - first)
+
+
+def batch_forward(net: RNN, threads: int, dtype: str = "float32", traced: bool = False) -> Forward:
+    """The forward pass of threads/batch and, with one thread, of serial/compiled."""
+
+    def buffers(plan: Plan) -> dict[str, Any]:
+        return dict(states=plan.states(threads), logits=plan.logits(threads))
+
+    return Forward(batch_region, buffers, net, threads, dtype, traced, share=True)
+
+
+# The fields of a forward pass's job: the call's arrays, in the order in which team.Region takes them, then the rest.
+FIELDS: dict[str, Any] = dict(
+    x=np.float32, h0=np.float32, y=np.float32, h=np.float32, states=np.float32, logits=np.float32,
+    T=0, B=0, count=0, block=0, chunk=0,
+)  # fmt: skip
+
+
+def fields_of(net: RNN, packed: Packed) -> dict[str, Any]:
+    """The fields of a job that a network decides; ld, ldo: elements from one row of states, of logits, to the next."""
+    return dict(panels=packed.panels, bias=packed.bias, table=packed.table.ravel(), L=net.num_layers, I=net.input_size,
+                H=net.hidden_size, O=net.output_size, ld=round_up(net.hidden_size, WIDTH),
+                ldo=round_up(net.output_size, WIDTH), calm=packed.calm)  # fmt: skip

@@ -10,15 +10,15 @@ import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from numba import prange
 
 from rnnpar.kernels.activations import exp_inplace, scale_into, softmax_row, sum_of, tanh_inplace
-from rnnpar.kernels.atomics import LINE, barrier, counter_barrier
+from rnnpar.kernels.atomics import ZERO, barrier, counter_barrier
 from rnnpar.kernels.blas import one_blas_thread
 from rnnpar.kernels.forward import SHORT, step
 from rnnpar.kernels.jit import jit
-from rnnpar.kernels.pointers import at, bare
-from rnnpar.kernels.team import Team
+from rnnpar.kernels.job import LINE, Job
+from rnnpar.kernels.pointers import at
+from rnnpar.kernels.team import Region
 from rnnpar.kernels.tile import WIDTH, aligned, multiply, round_up
 
 SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # H of a square W, from a first-level cache's to memory's
@@ -28,84 +28,51 @@ SAMPLES = 7
 SAMPLE_SECONDS = 1.5e-3
 
 
-@jit()
-def product_body(rank, size, repeat, a, rows, K, panels, zeros, out):
-    for _ in range(repeat):
-        for q in range(zeros.size // WIDTH):
+def product_region(rank, size, job):
+    ld, K = job.ld, job.K
+    panels, out = at(job.panels, rank * ld * K), at(job.out, rank * job.rows * ld)
+    for _ in range(job.repeat):
+        for q in range(ld // WIDTH):
             p, n = q * K * WIDTH, q * WIDTH
-            multiply(a, 0, K, rows, K, panels[rank], p, zeros, n, 0, out[rank], n, zeros.size)
+            multiply(job.a, 0, K, job.rows, K, panels, p, job.zeros, n, ZERO, out, n, ld)
 
 
-@jit(parallel=True)
-def product_region(size, repeat, a, rows, K, panels, zeros, out):
-    for rank in prange(size):
-        product_body(rank, size, repeat, a, rows, K, panels, zeros, out)
-
-
-@jit()
-def steps_body(rank, size, repeat, rows, H, panels, states):
+def steps_region(rank, size, job):
     """One time step after another, each from the last: what the chain costs, and not only its arithmetic."""
-    panels, states = bare(panels), bare(states)
-    Q = (H + WIDTH - 1) // WIDTH
-    ld = Q * WIDTH
-    for t in range(repeat):
-        before, now = t % 2 * rows * ld, (t + 1) % 2 * rows * ld
-        step(at(states[rank], before), ld, rows, H, at(panels[rank], 0), at(states[rank], now), ld, 0, Q, t)
+    H, ld, rows = job.H, job.ld, job.rows
+    panels, states = at(job.panels, rank * ld * H), at(job.states, rank * 2 * rows * ld)
+    for t in range(job.repeat):
+        before, now = at(states, t % 2 * rows * ld), at(states, (t + 1) % 2 * rows * ld)
+        step(before, ld, rows, H, panels, now, ld, ZERO, ld // WIDTH, t)
 
 
-@jit(parallel=True)
-def steps_region(size, repeat, rows, H, panels, states):
-    for rank in prange(size):
-        steps_body(rank, size, repeat, rows, H, panels, states)
+def exchange_region(rank, size, job):
+    """Each thread writes its share of a board, meets the others, and reads theirs: a step without its arithmetic.
 
-
-@jit()
-def exchange_body(rank, size, repeat, sync, start, boards, seen):
-    """Each thread writes its share of a board, meets the others, and reads theirs: a step without its arithmetic."""
-    sync, boards, seen = bare(sync), bare(boards), bare(seen)
-    elements = boards.shape[1]
-    first, end = elements * rank // size, elements * (rank + 1) // size
+    The threads are numbers `first` to `first + size` of `everyone`, which may be those of several processes; sync: a
+    line of flags each, that say epoch `start` - 1; boards: (2, elements); seen: a line a thread.
+    """
+    elements, number = job.elements, job.first + rank
+    first, end = elements * number // job.everyone, elements * (number + 1) // job.everyone
     total = np.float32(0)
-    for epoch in range(start, start + repeat):
-        board = boards[epoch % 2]
+    for epoch in range(job.start, job.start + job.repeat):
+        board = at(job.boards, epoch % 2 * elements)
         for i in range(first, end):
             board[i] = total
-        barrier(sync, rank, size, epoch)
+        barrier(job.sync, number, job.everyone, epoch, job.control, rank)
         for i in range(0, elements, 16):  # one element of each cache line brings the line
             total += board[i]
-    seen[rank * LINE] = total
+    job.seen[number * LINE] = total
 
 
-@jit(parallel=True)
-def exchange_region(size, repeat, sync, start, boards, seen):
-    for rank in prange(size):
-        exchange_body(rank, size, repeat, sync, start, boards, seen)
+def barrier_region(rank, size, job):
+    for epoch in range(1, 1 + job.repeat):
+        barrier(job.flags, rank, size, epoch, job.control, rank)
 
 
-@jit()
-def barrier_body(rank, size, repeat, sync, start):
-    sync = bare(sync)
-    for epoch in range(start, start + repeat):
-        barrier(sync, rank, size, epoch)
-
-
-@jit(parallel=True)
-def barrier_region(size, repeat, sync, start):
-    for rank in prange(size):
-        barrier_body(rank, size, repeat, sync, start)
-
-
-@jit()
-def counter_body(rank, size, repeat, sync, start):
-    sync = bare(sync)
-    for epoch in range(start, start + repeat):
-        counter_barrier(sync, size, epoch)
-
-
-@jit(parallel=True)
-def counter_region(size, repeat, sync, start):
-    for rank in prange(size):
-        counter_body(rank, size, repeat, sync, start)
+def counter_region(rank, size, job):
+    for epoch in range(1, 1 + job.repeat):
+        counter_barrier(job.counter, rank, size, epoch, job.control)
 
 
 @jit()
@@ -151,39 +118,66 @@ def seconds_of(call: Callable[[int], object]) -> float:
 
 def products(threads: int) -> Iterator[tuple[int, int, float]]:
     """(H, rows, seconds) of rows x H times H x H, each of `threads` threads at once on weights of its own."""
-    team = Team(threads, product_body, product_region)
     for H in SIZES:
-        width = round_up(H, WIDTH)
-        panels = aligned(threads * width * H).reshape(threads, -1)
-        zeros = aligned(width)
         for rows in ROWS:
-            a, out = aligned(rows * H), aligned(threads * rows * width).reshape(threads, -1)
-            yield H, rows, seconds_of(lambda n, a=a, r=rows, o=out: team.run(n, a, r, H, panels, zeros, o))  # noqa: B023
+            yield H, rows, seconds_of(product(threads, H, rows))
+
+
+def product(threads: int, H: int, rows: int) -> Callable[[int], None]:
+    """What repeats one such product so many times."""
+    ld = round_up(H, WIDTH)
+    job = Job(threads, a=aligned(rows * H), panels=aligned(threads * ld * H), zeros=aligned(ld),
+              out=aligned(threads * rows * ld), repeat=0, rows=rows, K=H, ld=ld)  # fmt: skip
+    return repeated(Region(product_region, job))
 
 
 def steps(threads: int) -> Iterator[tuple[int, int, float]]:
     """(H, rows, seconds) of one step of the recurrence, W h and tanh, on each of `threads` threads at once."""
-    team = Team(threads, steps_body, steps_region)
+    region = Region(steps_region, Job(threads, panels=np.float32, states=np.float32, repeat=0, rows=0, H=0, ld=0))
     for H in SIZES:
-        width = round_up(H, WIDTH)
-        panels = aligned(threads * width * H).reshape(threads, -1)
+        ld = round_up(H, WIDTH)
+        region.job.set(panels=aligned(threads * ld * H), H=H, ld=ld)
         for rows in STEP_ROWS:
-            states = aligned(threads * 2 * rows * width).reshape(threads, -1)
-            yield H, rows, seconds_of(lambda n, r=rows, s=states: team.run(n, r, H, panels, s))  # noqa: B023
+            region.job.set(states=aligned(threads * 2 * rows * ld), rows=rows)
+            yield H, rows, seconds_of(repeated(region))
+
+
+def repeated(region: Region) -> Callable[[int], None]:
+    """Run a region whose job repeats its work as many times as it is told."""
+
+    def call(n: int) -> None:
+        region.job.set(repeat=n)
+        region.run()
+
+    return call
+
+
+class Exchange:
+    """`exchange(n)`: so many meetings of `threads` threads, numbers `first` and on of `everyone`.
+
+    boards: (2, elements); sync: a line of flags for each of `everyone`, zeros, which they share.
+    """
+
+    def __init__(self, threads: int, boards: np.ndarray, sync: np.ndarray, first: int, everyone: int):
+        job = Job(threads, boards=boards, elements=boards.shape[1], sync=sync, seen=aligned(everyone * LINE), start=1,
+                  repeat=0, first=first, everyone=everyone)  # fmt: skip
+        self.region, self.epoch = Region(exchange_region, job), 1
+
+    def __call__(self, n: int) -> None:
+        self.region.job.set(start=self.epoch, repeat=n)
+        self.region.run()
+        self.epoch += n
 
 
 def exchange_line(threads: int) -> tuple[float, float]:
     """(seconds a meeting, seconds an element) of threads that each write a share and then read all of it."""
-    team = Team(threads, exchange_body, exchange_region)
-    sync, seen, epoch = aligned(threads * LINE, np.int64), aligned(threads * LINE), 1
-    boards = {}
+    exchanges: dict[int, Exchange] = {}
 
     def call(n: int, size: int) -> None:
-        nonlocal epoch
-        if size not in boards:
-            boards[size] = aligned(2 * size).reshape(2, size)
-        team.run(n, sync, epoch, boards[size], seen)
-        epoch += n
+        if size not in exchanges:
+            sync = aligned(threads * LINE, np.int64)
+            exchanges[size] = Exchange(threads, aligned(2 * size).reshape(2, size), sync, 0, threads)
+        exchanges[size](n)
 
     return line(call)
 
@@ -205,27 +199,24 @@ def blas_products() -> Iterator[tuple[int, int, float]]:
 
 def barrier_seconds(threads: int, kind: str = "flags") -> float:
     """Seconds of one barrier among `threads` threads: of a flag each, or of one "counter" for all."""
-    sync, epoch = aligned(threads * LINE, np.int64), 1
-    bodies = {"flags": (barrier_body, barrier_region), "counter": (counter_body, counter_region)}
-    team = Team(threads, *bodies[kind])
+    counter = aligned(LINE, np.int64)
+    region = Region({"flags": barrier_region, "counter": counter_region}[kind], Job(threads, repeat=0, counter=counter))
 
     def call(n: int) -> None:
-        nonlocal epoch
-        team.run(n, sync, epoch)
-        epoch += n
+        counter.fill(0)
+        region.job.set(repeat=n)
+        region.run()
 
     return seconds_of(call)
 
 
-def launch_seconds(threads: int, launcher: str | None = None) -> float:
-    """Seconds to start `threads` threads on an empty body and to see them end; `launcher` as in Team, or its choice."""
-    team = Team(threads, barrier_body, barrier_region)
-    team.launcher = launcher or team.launcher
-    sync = aligned(threads * LINE, np.int64)
+def launch_seconds(threads: int) -> float:
+    """Seconds of a parallel region of `threads` threads that have nothing to do."""
+    region = Region(barrier_region, Job(threads, repeat=0))
 
     def call(n: int) -> None:
         for _ in range(n):
-            team.run(0, sync, 1)
+            region.run()
 
     return seconds_of(call)
 

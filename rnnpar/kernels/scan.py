@@ -19,15 +19,18 @@ kept, not one a step: J[t] itself is never formed, since g[t] says all that is n
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from numba import prange
+from numba import carray
 
 from rnnpar.kernels.activations import CONTRACT, REDUCE, tanh_inplace
-from rnnpar.kernels.atomics import LINE, barrier
+from rnnpar.kernels.atomics import ONE, ZERO, barrier, stopped
 from rnnpar.kernels.forward import inputs, outputs
 from rnnpar.kernels.jit import jit
-from rnnpar.kernels.pointers import bare, view
-from rnnpar.kernels.team import Team
+from rnnpar.kernels.job import LINE, Job
+from rnnpar.kernels.pointers import at, bits_of, view
+from rnnpar.kernels.team import Region
 from rnnpar.kernels.tile import WIDTH, aligned, multiply, pack, round_up
 
 JACOBI, DENSE, DIAGONAL, SEGMENTS = range(4)  # how an iteration corrects h
@@ -114,9 +117,9 @@ def _put(target, values):
 @jit()
 def _largest(values):
     """The largest |value|. Without their sign bit, floats compare as integers do, and that vectorises."""
-    bits = values.view(np.int32)
+    bits = bits_of(at(values, 0))
     most = np.int32(0)
-    for i in range(bits.size):
+    for i in range(values.size):
         most = max(most, bits[i] & np.int32(0x7FFFFFFF))
     return np.int32(most).view(np.float32)
 
@@ -130,20 +133,36 @@ def _finite(values):
 
 
 # --- evaluate: f, its slope and the residual, of all rows -------------------------------------------------------------
+# From here on `job` holds z, h, g, r and all sizes (see FIELDS). Every loop that may be long ends where the call is
+# given up.
+
+
+@jit(inline="always")
+def _times_w(job, a, rows, out):
+    """out = W a, of `rows` rows; both arrays or pointers, rows ld apart."""
+    for q in range(job.ld // WIDTH):
+        multiply(a, 0, job.ld, rows, job.H, job.panels, job.w + q * job.H * WIDTH, job.zero, 0, ZERO, out, q * WIDTH,
+                 job.ld)  # fmt: skip
 
 
 @jit()
-def evaluate(r0, r1, z, h, g, r, panels, w, keep, B, H, ld):
+def evaluate(job, rank, r0, r1):
     """For the rows r0 to r1: r = tanh(z + W h[t-1]) - h[t] and g. Returns the largest |r| and the sum of r^2."""
+    B, H, ld = job.B, job.H, job.ld
     largest, total = np.float32(0), 0.0
     for row in range(r0, r1, BLOCK):
         rows = min(BLOCK, r1 - row)
+        if stopped(job.control, rank, rows * H * H):
+            break
         for q in range(ld // WIDTH):
             place = row * ld + q * WIDTH
-            multiply(h, row * ld, ld, rows, H, panels, w + q * H * WIDTH, z, place, ld, r, place, ld)
-        f = view(r, row * ld, rows * ld)
+            multiply(job.h, row * ld, ld, rows, H, job.panels, job.w + q * H * WIDTH, job.z, place, ld, job.r, place,
+                     ld)  # fmt: skip
+        f = view(job.r, row * ld, rows * ld)
         tanh_inplace(f)
-        _slope_and_residual(f, view(h, (row + B) * ld, rows * ld), view(g, row * ld, rows * ld), keep)
+        _slope_and_residual(
+            f, view(job.h, (row + B) * ld, rows * ld), view(job.g, row * ld, rows * ld), np.float32(job.keep)
+        )
         largest = max(largest, _largest(f))
         total += _squares(f)
     return largest, total
@@ -153,75 +172,80 @@ def evaluate(r0, r1, z, h, g, r, panels, w, keep, B, H, ld):
 
 
 @jit()
-def _roll(s0, s1, n, T, B, H, ld, panels, w, zero, g, r, state, product, h, write):
+def _roll(job, rank, s0, s1, state, product, write):
     """state[s] = g[t] * (W state[s]) + r[t] through the segments s0 to s1 at once, as one batch of rows.
 
     state: a row a segment and sequence, what the segments start from, then what they end with. With `write`, h[t] is
     corrected on the way.
     """
-    width = B * ld
-    rows = (s1 - s0) * B
+    n, T, width = job.n, job.T, job.B * job.ld
+    rows = (s1 - s0) * job.B
     for i in range(n):
-        for q in range(ld // WIDTH):
-            multiply(state, 0, ld, rows, H, panels, w + q * H * WIDTH, zero, 0, 0, product, q * WIDTH, ld)
+        if stopped(job.control, rank, rows * job.H * job.H):
+            return
+        _times_w(job, state, rows, product)
         for s in range(s0, s1):
             t = s * n + i
             if t < T:
                 here = (s - s0) * width
                 d = view(state, here, width)
-                _advance(view(g, t * width, width), view(product, here, width), view(r, t * width, width), d)
+                _advance(view(job.g, t * width, width), view(product, here, width), view(job.r, t * width, width), d)
                 if write:
-                    _correct(view(h, (t + 1) * width, width), d)
+                    _correct(view(job.h, (t + 1) * width, width), d)
 
 
 @jit()
-def _map(s, j, n, T, B, H, ld, panels, w, zero, g, image, product, faded):
+def _map(job, rank, s, j, image, product):
     """The matrix by which the end of segment s depends on its start; False where it has faded away.
 
     image: row i is where the unit vector e_i is carried, so this is H rows times W in every step.
     """
+    B, H, ld = job.B, job.H, job.ld
     _fill(image, np.float32(0))
     for i in range(H):
         image[i * ld + i] = np.float32(1)
-    for t in range(s * n, min(T, (s + 1) * n)):
-        for q in range(ld // WIDTH):
-            multiply(image, 0, ld, H, H, panels, w + q * H * WIDTH, zero, 0, 0, product, q * WIDTH, ld)
-        slope = view(g, (t * B + j) * ld, ld)
+    for t in range(s * job.n, min(job.T, (s + 1) * job.n)):
+        if stopped(job.control, rank, H * H * H):
+            return False
+        _times_w(job, image, H, product)
+        slope = view(job.g, (t * B + j) * ld, ld)
         for i in range(H):
             _multiply_into(view(image, i * ld, ld), view(product, i * ld, ld), slope)
-        if t % LOOK == 0 and _largest(image) < faded:
+        if t % LOOK == 0 and _largest(image) < np.float32(job.faded):
             return False
     return True
 
 
 @jit()
-def dense_reduce(s0, s1, S, n, T, B, H, ld, panels, w, zero, g, r, state, product, ends, maps, alive, faded):
+def dense_reduce(job, rank, s0, s1, state, product):
     """ends: where the segments s0 to s1 end from a zero start. maps: how their ends depend on their starts."""
+    B, H, ld = job.B, job.H, job.ld
     width = B * ld
     _fill(state, np.float32(0))
-    _roll(s0, s1, n, T, B, H, ld, panels, w, zero, g, r, state, product, ends, False)
-    _put(view(ends, s0 * width, (s1 - s0) * width), state)
-    for s in range(max(s0, 1), min(s1, S - 1)):  # the first one's start is known, the last one's end is not asked for
+    _roll(job, rank, s0, s1, state, product, False)
+    _put(view(job.ends, s0 * width, (s1 - s0) * width), state)
+    for s in range(max(s0, 1), min(s1, job.S - 1)):  # the first one's start is known, the last one's end
         for j in range(B):
-            image = view(maps, (s * B + j) * H * ld, H * ld)
-            alive[s * B + j] = _map(s, j, n, T, B, H, ld, panels, w, zero, g, image, product, faded)
+            image = view(job.maps, (s * B + j) * H * ld, H * ld)
+            job.alive[s * B + j] = _map(job, rank, s, j, image, product)
 
 
 @jit()
-def dense_carry(s0, s1, B, H, ld, ends, maps, alive, state, start):
+def dense_carry(job, s0, s1, state, start):
     """state: what the segments s0 to s1 start from. Every thread goes through all segments before its own."""
+    B, H, ld = job.B, job.H, job.ld
     width = B * ld
     _fill(start, np.float32(0))
     for s in range(s1):
         if s >= s0:
             _put(view(state, (s - s0) * width, width), start)
         after = view(start, width, width)
-        _put(after, view(ends, s * width, width))
+        _put(after, view(job.ends, s * width, width))
         if s > 0:
             for j in range(B):
-                if alive[s * B + j]:
+                if job.alive[s * B + j] != 0:
                     for i in range(H):
-                        image = view(maps, ((s * B + j) * H + i) * ld, ld)
+                        image = view(job.maps, ((s * B + j) * H + i) * ld, ld)
                         _add_scaled(view(after, j * ld, ld), start[j * ld + i], image)
         _put(view(start, 0, width), after)
         _finite(view(start, 0, width))  # infinity times 0 must not spoil the steps that are right already
@@ -245,52 +269,58 @@ def _recur(g, diagonal, r, state):
 
 
 @jit()
-def diagonal_reduce(rank, t0, t1, width, diagonal, g, r, ends, factors):
-    """Where this thread's steps end from a zero start, and the product of their a[t]."""
-    end, factor = view(ends, rank * width, width), view(factors, rank * width, width)
+def diagonal_reduce(job, rank, t0, t1):
+    """Where this thread's steps end from a zero start, and the product of their a[t]; that one lies in `maps`."""
+    width = job.B * job.ld
+    end, factor, diagonal = (view(job.ends, rank * width, width), view(job.maps, rank * width, width),
+                             view(job.diagonal, 0, width))  # fmt: skip
     _fill(end, np.float32(0))
     _fill(factor, np.float32(1))
     for t in range(t0, t1):
-        _compose(view(g, t * width, width), diagonal, view(r, t * width, width), end, factor)
+        _compose(view(job.g, t * width, width), diagonal, view(job.r, t * width, width), end, factor)
 
 
 @jit()
-def diagonal_apply(rank, t0, t1, width, diagonal, g, r, ends, factors, state, h):
+def diagonal_apply(job, rank, t0, t1, state):
     """Carry the start over from the threads before, then run again, correcting h."""
-    _fill(view(state, 0, width), np.float32(0))
+    width = job.B * job.ld
+    d, diagonal = view(state, 0, width), view(job.diagonal, 0, width)
+    _fill(d, np.float32(0))
     for other in range(rank):
         for i in range(width):
-            state[i] = factors[other * width + i] * state[i] + ends[other * width + i]
-        _finite(view(state, 0, width))
-    d = view(state, 0, width)
+            d[i] = job.maps[other * width + i] * d[i] + job.ends[other * width + i]
+        _finite(d)
     for t in range(t0, t1):
-        _recur(view(g, t * width, width), diagonal, view(r, t * width, width), d)
-        _correct(view(h, (t + 1) * width, width), d)
+        _recur(view(job.g, t * width, width), diagonal, view(job.r, t * width, width), d)
+        _correct(view(job.h, (t + 1) * width, width), d)
 
 
 # --- segments: each swept step by step, all of them at once -----------------------------------------------------------
 
 
 @jit()
-def sweep(s0, s1, n, T, B, H, ld, panels, w, z, h, state, product, again):
+def sweep(job, rank, s0, s1, state, product, again):
     """h[t] = tanh(z[t] + W h[t-1]) through the segments s0 to s1 as one batch, from the starts in `state`.
 
     With `again`, it stops where no element of h changes by more than a rounding: from there on all is as it was.
     """
-    width = B * ld
-    rows = (s1 - s0) * B
+    n, T, H, ld, width = job.n, job.T, job.H, job.ld, job.B * job.ld
+    rows = (s1 - s0) * job.B
     for i in range(n):
+        if stopped(job.control, rank, rows * H * H):
+            return
         for s in range(s0, s1):
             t = min(s * n + i, T - 1)
-            _put(view(product, (s - s0) * width, width), view(z, t * width, width))
+            _put(view(product, (s - s0) * width, width), view(job.z, t * width, width))
         for q in range(ld // WIDTH):
-            multiply(state, 0, ld, rows, H, panels, w + q * H * WIDTH, product, q * WIDTH, ld, product, q * WIDTH, ld)
+            at_q = q * WIDTH
+            multiply(state, 0, ld, rows, H, job.panels, job.w + H * at_q, product, at_q, ld, product, at_q, ld)
         tanh_inplace(view(product, 0, rows * ld))
         same = again
         for s in range(s0, s1):
             t = s * n + i
             if t < T:
-                now, there = view(product, (s - s0) * width, width), view(h, (t + 1) * width, width)
+                now, there = view(product, (s - s0) * width, width), view(job.h, (t + 1) * width, width)
                 same = same and _apart(there, now) <= ROUNDING
                 _put(there, now)
         state, product = product, state
@@ -299,10 +329,11 @@ def sweep(s0, s1, n, T, B, H, ld, panels, w, z, h, state, product, again):
 
 
 @jit()
-def _resume(s0, s1, n, width, state, h):
+def _resume(job, s0, s1, state):
     """The segments s0 to s1 are to start from where those before them ended."""
+    width = job.B * job.ld
     for s in range(s0, s1):
-        _put(view(state, (s - s0) * width, width), view(h, s * n * width, width))
+        _put(view(state, (s - s0) * width, width), view(job.h, s * job.n * width, width))
 
 
 @jit()
@@ -316,52 +347,58 @@ def _apart(a, b):
 
 # --- the iteration ----------------------------------------------------------------------------------------------------
 
+# What the regions below find in their job, beside forward.FIELDS and a network's: see the top of this file. w: where W
+# begins among the panels; zero: a row of zeros; scratch: `room` elements a thread; noise: `signs` random signs.
+FIELDS: dict[str, Any] = dict(
+    z=np.float32, g=np.float32, r=np.float32, diagonal=np.float32, ends=np.float32, maps=np.float32,
+    scratch=np.float32, noise=np.float32, zero=np.float32, alive=np.uint8, partial=np.float64, history=np.float64,
+    found=np.float64, source=np.float32, kind=0, w=0, layer=0, stride=0, S=0, n=0, room=0, signs=0, most=0, fresh=0,
+    keep=1.0, faded=0.0, rough=0.0, tolerance=0.0, small=0.0,
+)  # fmt: skip
 
-@jit()
-def solve_body(
-    rank, size, kind, z, h, g, r, panels, w, diagonal, ends, maps, alive, scratch, sync, partial, history,
-    S, n, T, B, H, ld, keep, faded, most, tolerance, small, fresh,
-):  # fmt: skip
+
+def solve_region(rank, size, job):
     """Iterate until the residual is at most `tolerance`, or `most` times; then h is f, one evaluation further on.
 
     history[k] is the largest |r| after k corrections, and history[most + 1] how many there were; [most + 2] is the
     root mean square of the last r. All threads see the same residuals, and so decide alike. g and r stay those of
     the last evaluation.
     """
-    z, h, g, r, panels, sync = bare(z), bare(h), bare(g), bare(r), bare(panels), bare(sync)
-    ends, maps, alive, scratch, partial = bare(ends), bare(maps), bare(alive), bare(scratch), bare(partial)
+    S, n, T, B, H, ld, most = job.S, job.n, job.T, job.B, job.H, job.ld, job.most
+    partial, history, control, flags = job.partial, job.history, job.control, job.flags
     s0, s1 = S * rank // size, S * (rank + 1) // size
     t0, t1 = min(T, s0 * n), min(T, s1 * n)
     width = B * ld
     rows = max(s1 - s0, 1) * width
-    own = scratch[rank]
-    state, product, start = own[:rows], own[rows : rows + max(rows, H * ld)], own[-2 * width :]
-    zero = own[-2 * width - ld : -2 * width]
-    epoch = corrections = stalled = 0
+    own = view(job.scratch, rank * job.room, job.room)
+    state, product, start = own[:rows], own[rows : rows + max(rows, H * ld)], own[job.room - 2 * width :]
+    epoch = corrections = stalled = ZERO
     best = np.inf
-    if kind == SEGMENTS and fresh:  # evaluating what is known to be only a guess would cost as much as a sweep
+    if job.kind == SEGMENTS and job.fresh:  # evaluating what is known to be only a guess would cost as much as a sweep
         _fill(state, np.float32(0))
         if s0 == 0:
-            _put(view(state, 0, width), h)
-        sweep(s0, s1, n, T, B, H, ld, panels, w, z, h, state, product, False)
+            _put(view(state, 0, width), view(job.h, 0, width))
+        sweep(job, rank, s0, s1, state, product, False)
         epoch += 1
-        barrier(sync, rank, size, epoch)
-        corrections = 1
+        barrier(flags, rank, size, epoch, control, rank)
+        corrections += 1
         history[0] = np.inf
         if S > 1 and most > 1:
-            _resume(s0, s1, n, width, state, h)
+            _resume(job, s0, s1, state)
             epoch += 1
-            barrier(sync, rank, size, epoch)
-            sweep(s0, s1, n, T, B, H, ld, panels, w, z, h, state, product, True)
+            barrier(flags, rank, size, epoch, control, rank)
+            sweep(job, rank, s0, s1, state, product, True)
             epoch += 1
-            barrier(sync, rank, size, epoch)
-            corrections = 2
+            barrier(flags, rank, size, epoch, control, rank)
+            corrections += 1
             history[1] = np.inf
     while True:
         mine = (2 * rank + corrections % 2) * LINE
-        partial[mine], partial[mine + 1] = evaluate(t0 * B, t1 * B, z, h, g, r, panels, w, keep, B, H, ld)
+        partial[mine], partial[mine + 1] = evaluate(job, rank, t0 * B, t1 * B)
         epoch += 1
-        barrier(sync, rank, size, epoch)
+        barrier(flags, rank, size, epoch, control, rank)
+        if stopped(control, rank, ZERO):
+            return
         residual = total = 0.0
         for other in range(size):
             part = (2 * other + corrections % 2) * LINE
@@ -373,53 +410,40 @@ def solve_body(
             history[corrections] = residual
         stalled += 1
         if residual < 0.9 * best:
-            best, stalled = residual, 0
-        if not residual > tolerance or corrections == most or (stalled >= STALLED and residual < small):
+            best, stalled = residual, ZERO
+        if not residual > job.tolerance or corrections == most or (stalled >= STALLED and residual < job.small):
             break
-        if kind == JACOBI:
-            _add(view(h, (t0 + 1) * width, (t1 - t0) * width), view(r, t0 * width, (t1 - t0) * width))
-        elif kind == DIAGONAL:
-            diagonal_reduce(rank, t0, t1, width, diagonal, g, r, ends, maps)
+        if job.kind == JACOBI:
+            _add(view(job.h, (t0 + 1) * width, (t1 - t0) * width), view(job.r, t0 * width, (t1 - t0) * width))
+        elif job.kind == DIAGONAL:
+            diagonal_reduce(job, rank, t0, t1)
             epoch += 1
-            barrier(sync, rank, size, epoch)
-            diagonal_apply(rank, t0, t1, width, diagonal, g, r, ends, maps, state, h)
-        elif kind == DENSE:
-            dense_reduce(s0, s1, S, n, T, B, H, ld, panels, w, zero, g, r, state, product, ends, maps, alive, faded)
+            barrier(flags, rank, size, epoch, control, rank)
+            diagonal_apply(job, rank, t0, t1, state)
+        elif job.kind == DENSE:
+            dense_reduce(job, rank, s0, s1, state, product)
             epoch += 1
-            barrier(sync, rank, size, epoch)
-            dense_carry(s0, s1, B, H, ld, ends, maps, alive, state, start)
-            _roll(s0, s1, n, T, B, H, ld, panels, w, zero, g, r, state, product, h, True)
+            barrier(flags, rank, size, epoch, control, rank)
+            dense_carry(job, s0, s1, state, start)
+            _roll(job, rank, s0, s1, state, product, True)
         else:
-            _resume(s0, s1, n, width, state, h)
+            _resume(job, s0, s1, state)
             epoch += 1
-            barrier(sync, rank, size, epoch)  # a segment's start is the end of the one before, soon swept anew
-            sweep(s0, s1, n, T, B, H, ld, panels, w, z, h, state, product, True)
+            barrier(flags, rank, size, epoch, control, rank)  # a segment's start is the one before's end, soon swept
+            sweep(job, rank, s0, s1, state, product, True)
         epoch += 1
-        barrier(sync, rank, size, epoch)
+        barrier(flags, rank, size, epoch, control, rank)
         corrections += 1
-    _add(view(h, (t0 + 1) * width, (t1 - t0) * width), view(r, t0 * width, (t1 - t0) * width))
+    _add(view(job.h, (t0 + 1) * width, (t1 - t0) * width), view(job.r, t0 * width, (t1 - t0) * width))
     if rank == 0:
         history[most + 1] = corrections
         history[most + 2] = np.sqrt(total / (T * B * H))
 
 
-@jit(parallel=True)
-def solve_region(
-    size, kind, z, h, g, r, panels, w, diagonal, ends, maps, alive, scratch, sync, partial, history,
-    S, n, T, B, H, ld, keep, faded, most, tolerance, small, fresh,
-):  # fmt: skip
-    for rank in prange(size):
-        solve_body(
-            np.int64(rank), size, kind, z, h, g, r, panels, w, diagonal, ends, maps, alive, scratch, sync,
-            partial, history, S, n, T, B, H, ld, keep, faded, most, tolerance, small, fresh,
-        )  # fmt: skip
-
-
 # --- how errors grow: the exponent, and the error itself --------------------------------------------------------------
 
 
-@jit()
-def growth_body(rank, size, g, r, noise, rough, panels, w, scratch, found, S, n, T, B, H, ld, keep):
+def growth_region(rank, size, job):
     """How each segment carries errors on, in rows of `found` (6,S*B): what is new at its end, and what passes through.
 
     Two tangents run along the segment, and through the WARM steps before it. The first begins with 0 and gathers what
@@ -430,31 +454,44 @@ def growth_body(rank, size, g, r, noise, rough, panels, w, scratch, found, S, n,
     a step, is the largest Lyapunov exponent, and row THROUGH is the sum over the steps of its growth so far, squared.
     It stops early where nothing is left of any error. Row SINCE is of use here only.
     """
+    S, n, T, B, H, ld = job.S, job.n, job.T, job.B, job.H, job.ld
     s0, s1 = S * rank // size, S * (rank + 1) // size
     width = B * ld
     half = (s1 - s0) * width  # the first tangents' rows, then the second ones'
     rows, both = (s1 - s0) * B, True
-    own = scratch[rank]
-    state, product, zero = own[: 2 * half], own[2 * half : 4 * half], own[-2 * width - ld : -2 * width]
+    own, noise, found = (view(job.scratch, rank * job.room, job.room), view(job.noise, 0, job.signs),
+                         carray(job.found, (6, S * B)))  # fmt: skip
+    state, product = own[: 2 * half], own[2 * half : 4 * half]
     _fill(state, np.float32(0))
     for row in range(rows):
         _put(view(state, half + row * ld, H), view(noise, row % LOOK, H))
         found[:, s0 * B + row] = 0.0
     for i in range(-WARM, n):
+        if stopped(job.control, rank, 2 * rows * H * H):
+            return
         if i == 0:
             for row in range(rows):
                 found[START, s0 * B + row] = np.sqrt(_squares(view(state, row * ld, H)) / H)
                 _normalise(view(state, half + row * ld, ld))
-        for q in range(ld // WIDTH):
-            multiply(state, 0, ld, (1 + both) * rows, H, panels, w + q * H * WIDTH, zero, 0, 0, product, q * WIDTH, ld)
+        _times_w(job, state, (1 + both) * rows, product)
         for s in range(s0, s1):
             t = s * n + i
             if 0 <= t < T:
-                here, slope = (s - s0) * width, view(g, t * width, width)
-                luck, new = view(noise, 37 * t % (noise.size - width), width), view(r, t * width, width)
-                _gather(slope, view(product, here, width), new, luck, view(state, here, width), keep, rough)
+                here, slope = (s - s0) * width, view(job.g, t * width, width)
+                luck, new = view(noise, 37 * t % (job.signs - width), width), view(job.r, t * width, width)
+                _gather(
+                    slope,
+                    view(product, here, width),
+                    new,
+                    luck,
+                    view(state, here, width),
+                    np.float32(job.keep),
+                    np.float32(job.rough),
+                )
                 if both:
-                    _stretch(slope, view(product, half + here, width), view(state, half + here, width), keep)
+                    _stretch(
+                        slope, view(product, half + here, width), view(state, half + here, width), np.float32(job.keep)
+                    )
                 if i >= 0:
                     for j in range(B):
                         found[WITHIN, s * B + j] += _squares(view(state, here + j * ld, H)) / H
@@ -520,76 +557,50 @@ def carry_errors(found, carried):
     return total
 
 
-@jit(parallel=True)
-def growth_region(size, g, r, noise, rough, panels, w, scratch, found, S, n, T, B, H, ld, keep):
-    for rank in prange(size):
-        growth_body(np.int64(rank), size, g, r, noise, rough, panels, w, scratch, found, S, n, T, B, H, ld, keep)
-
-
 # --- before and after: what needs no iteration ------------------------------------------------------------------------
 
 
-@jit()
-def inputs_body(rank, size, x, x0, row_stride, K, panels, u, bias, b, z, T, B, ld):
-    """z = b + U x, steps shared out; x begins at x0 and has its rows `row_stride` apart."""
+def inputs_region(rank, size, job):
+    """z = b + U source of a layer, steps shared out; the source's rows are `stride` apart."""
+    T, B, stride, width = job.T, job.B, job.stride, job.B * job.ld
     t0, t1 = T * rank // size, T * (rank + 1) // size
-    if t1 > t0:
-        inputs(x, x0 + t0 * B * row_stride, B * row_stride, row_stride, t1 - t0, B, K, panels, u, bias, b,
-               z, t0 * B * ld, ld, 0, ld // WIDTH)  # fmt: skip
+    K = job.I if job.layer == 0 else job.H
+    block = max(BLOCK // B, 1)
+    for t in range(t0, t1, block):
+        steps = min(block, t1 - t)
+        if stopped(job.control, rank, steps * B * K * job.H):
+            return
+        source = at(job.source, t * B * stride)
+        inputs(job, job.layer, source, B * stride, stride, steps, B, at(job.z, t * width), ZERO, job.ld // WIDTH)
 
 
-@jit(parallel=True)
-def inputs_region(size, x, x0, row_stride, K, panels, u, bias, b, z, T, B, ld):
-    for rank in prange(size):
-        inputs_body(np.int64(rank), size, x, x0, row_stride, K, panels, u, bias, b, z, T, B, ld)
-
-
-@jit()
-def outputs_body(rank, size, h, panels, v, bias, c, logits, block, y, t0, T, B, ld, sizes):
-    """y = softmax(c + V h) for the T steps from t0 on, rows shared out; h has its known state in front."""
-    r0, r1 = T * B * rank // size, T * B * (rank + 1) // size
-    outputs(h, B * ld, ld, r0, r1, panels, v, bias, c, logits[rank], block, y, t0, 0, B, B, sizes)
-
-
-@jit(parallel=True)
-def outputs_region(size, h, panels, v, bias, c, logits, block, y, t0, T, B, ld, sizes):
-    for rank in prange(size):
-        outputs_body(np.int64(rank), size, h, panels, v, bias, c, logits, block, y, t0, T, B, ld, sizes)
+def outputs_region(rank, size, job):
+    """y = softmax(c + V h) for the T steps, rows shared out; h has its known state in front."""
+    r0, r1 = job.T * job.B * rank // size, job.T * job.B * (rank + 1) // size
+    logits = at(job.logits, rank * job.block * job.ldo)
+    outputs(job, rank, at(job.h, job.B * job.ld), r0, r1, logits, ZERO, ZERO, job.B)
 
 
 # --- the scan alone, to be measured -----------------------------------------------------------------------------------
 
 
-@jit()
-def scan_body(
-    rank, size, dense, h, g, r, panels, w, diagonal, ends, maps, alive, scratch, sync, S, n, T, B, H, ld, faded
-):
-    """One linear recurrence, d[t] = J[t] d[t-1] + r[t] from d[-1] = 0, added to h: the scan of `solve_body` alone."""
+def scan_region(rank, size, job):
+    """One linear recurrence, d[t] = J[t] d[t-1] + r[t] from d[-1] = 0, added to h: the scan of `solve_region` alone."""
+    S, n, T, H, ld, width = job.S, job.n, job.T, job.H, job.ld, job.B * job.ld
     s0, s1 = S * rank // size, S * (rank + 1) // size
     t0, t1 = min(T, s0 * n), min(T, s1 * n)
-    width = B * ld
     rows = max(s1 - s0, 1) * width
-    own = scratch[rank]
-    state, product, start = own[:rows], own[rows : rows + max(rows, H * ld)], own[-2 * width :]
-    zero = own[-2 * width - ld : -2 * width]
-    if dense:
-        dense_reduce(s0, s1, S, n, T, B, H, ld, panels, w, zero, g, r, state, product, ends, maps, alive, faded)
-        barrier(sync, rank, size, 1)
-        dense_carry(s0, s1, B, H, ld, ends, maps, alive, state, start)
-        _roll(s0, s1, n, T, B, H, ld, panels, w, zero, g, r, state, product, h, True)
+    own = view(job.scratch, rank * job.room, job.room)
+    state, product, start = own[:rows], own[rows : rows + max(rows, H * ld)], own[job.room - 2 * width :]
+    if job.kind == DENSE:
+        dense_reduce(job, rank, s0, s1, state, product)
+        barrier(job.flags, rank, size, ONE, job.control, rank)
+        dense_carry(job, s0, s1, state, start)
+        _roll(job, rank, s0, s1, state, product, True)
     else:
-        diagonal_reduce(rank, t0, t1, width, diagonal, g, r, ends, maps)
-        barrier(sync, rank, size, 1)
-        diagonal_apply(rank, t0, t1, width, diagonal, g, r, ends, maps, state, h)
-
-
-@jit(parallel=True)
-def scan_region(size, dense, h, g, r, panels, w, diagonal, ends, maps, alive, scratch, sync, S, n, T, B, H, ld, faded):
-    for rank in prange(size):
-        scan_body(
-            np.int64(rank), size, dense, h, g, r, panels, w, diagonal, ends, maps, alive, scratch, sync,
-            S, n, T, B, H, ld, faded,
-        )  # fmt: skip
+        diagonal_reduce(job, rank, t0, t1)
+        barrier(job.flags, rank, size, ONE, job.control, rank)
+        diagonal_apply(job, rank, t0, t1, state)
 
 
 class Scan:
@@ -606,21 +617,20 @@ class Scan:
         ld, n = round_up(H, WIDTH), -(-T // S)
         S = -(-T // n)
         own = max(S * (rank + 1) // threads - S * rank // threads for rank in range(threads))
-        wide = lambda a: _padded(a, ld)  # noqa: E731
-        self.team, self.shape, self.ld = Team(threads, scan_body, scan_region), r.shape, ld
-        self.h, self.sync = aligned((T + 1) * B * ld), aligned(threads * LINE, np.int64)
         rows = max(own, 1) * B * ld
-        scratch = aligned(threads * (rows + max(rows, H * ld) + ld + 2 * B * ld)).reshape(threads, -1)
-        maps = aligned((S * H if dense else threads) * B * ld)
-        diagonal = np.tile(wide(W.diagonal().reshape(1, 1, H).astype(np.float32)), B)
-        self.arguments = (
-            dense, self.h, wide(g), wide(r), pack(W), 0, diagonal, aligned(max(S, threads) * B * ld), maps,
-            np.zeros(S * B, np.bool_), scratch, self.sync, S, n, T, B, H, ld, np.float32(faded),
+        room = rows + max(rows, H * ld) + 2 * B * ld
+        diagonal = np.tile(_padded(W.diagonal().reshape(1, 1, H).astype(np.float32), ld), B)
+        self.shape, self.ld, self.h = r.shape, ld, aligned((T + 1) * B * ld)
+        fields = FIELDS | dict(
+            h=self.h, g=_padded(g, ld), r=_padded(r, ld), panels=pack(W), zero=aligned(ld), diagonal=diagonal,
+            ends=aligned(max(S, threads) * B * ld), maps=aligned((S * H if dense else threads) * B * ld),
+            alive=np.zeros(S * B, np.uint8), scratch=aligned(threads * room), room=room, S=S, n=n, T=T, B=B, H=H, ld=ld,
+            kind=DENSE if dense else DIAGONAL, faded=float(faded),
         )  # fmt: skip
+        self.region = Region(scan_region, Job(threads, **fields))
 
     def run(self) -> None:
-        self.sync.fill(0)
-        self.team.run(*self.arguments)
+        self.region.run()
 
     @property
     def d(self) -> np.ndarray:

@@ -23,7 +23,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from rnnpar.kernels.jit import jit
-from rnnpar.kernels.pointers import at, beyond
+from rnnpar.kernels.pointers import at
 from rnnpar.network import RNN
 
 CALM = 60.0  # exp of it, and of minus it, times any number of outputs, is an ordinary float32
@@ -60,10 +60,22 @@ def choose_tile(features: dict[str, bool], machine: str) -> TileShape:
 
 
 def processor_features() -> dict[str, bool]:
-    """The features that Numba compiles for: those of the processor, unless NUMBA_CPU_FEATURES says otherwise."""
-    if numba.config.CPU_FEATURES is not None:
-        return {item[1:]: item[0] == "+" for item in numba.config.CPU_FEATURES.split(",") if item}
-    return dict(llvm.get_host_cpu_features())
+    """The features that Numba compiles for: this processor's, or those of the one that NUMBA_CPU_NAME or _FEATURES say.
+
+    What a name stands for only LLVM knows: it shows by the registers and instructions of a product that it compiles.
+    """
+    name, features = numba.config.CPU_NAME, numba.config.CPU_FEATURES
+    if name is None and features is None:
+        return dict(llvm.get_host_cpu_features())
+    vector, product = "<16 x float>", "@llvm.fmuladd.v16f32"
+    text = f"declare {vector} {product}({vector}, {vector}, {vector})\ndefine {vector} @f({vector} %a) {{\n" \
+           f"%b = call {vector} {product}({vector} %a, {vector} %a, {vector} %a)\nret {vector} %b\n}}"  # fmt: skip
+    compiler = llvm.Target.from_default_triple().create_target_machine(
+        cpu=name or llvm.get_host_cpu_name(),
+        features=llvm.get_host_cpu_features().flatten() if features is None else features,
+    )
+    code = compiler.emit_assembly(llvm.parse_assembly(text))
+    return {"avx512f": "%zmm" in code, "avx2": "%ymm" in code, "fma": "vfmadd" in code}
 
 
 TILE = choose_tile(processor_features(), llvm.get_process_triple().split("-")[0])
@@ -81,8 +93,8 @@ def tile_builder(
     a, lda, panel, K, c, ldc, o, ldo = args
     i32, i64 = ir.IntType(32), ir.IntType(64)
     vector = ir.VectorType(ir.FloatType(), shape.lanes)
-    fma = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{shape.lanes}f32"
+    fma = cgutils.get_or_insert_function(  # fused if the processor can; llvm.fma would call a library if not
+        builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fmuladd.v{shape.lanes}f32"
     )
     vectors = shape.vectors if next_panel is None else 2 * shape.vectors
     grid = [(m, v) for m in range(rows) for v in range(vectors)]
@@ -230,11 +242,11 @@ def tiles(a, lda, rows, panel, K, c, ldc, o, ldo):
     """`multiply`, by pointer: a call with four arrays would move their 28 fields, which one row would feel."""
     m = 0
     while m + ROWS <= rows:
-        tile_8(beyond(a, m * lda), lda, panel, K, beyond(c, m * ldc), ldc, beyond(o, m * ldo), ldo)
+        tile_8(at(a, m * lda), lda, panel, K, at(c, m * ldc), ldc, at(o, m * ldo), ldo)
         m += ROWS
     rest = rows - m
     if rest > 0:
-        a, c, o = beyond(a, m * lda), beyond(c, m * ldc), beyond(o, m * ldo)
+        a, c, o = at(a, m * lda), at(c, m * ldc), at(o, m * ldo)
         if rest == 1:
             tile_1(a, lda, panel, K, c, ldc, o, ldo)
         elif rest == 2:

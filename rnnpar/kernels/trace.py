@@ -1,62 +1,49 @@
 """What each thread did and when: time stamps taken in the kernels, for those who want to see it (`trace=True`).
 
-A body says `mark(trace, rank, WAIT)`: from now on I wait. Without tracing `trace` is None, which Numba knows when it
-compiles: the mark is then no code at all. With it `trace` is a buffer with a line a thread, and a mark costs one look
-at the clock, some 20 to 40 ns. So a traced call is a little longer than it would have been; times of traced calls
-are for pictures, never for results.
+A region says `mark(job, rank, WAIT)`: from now on I wait. Without tracing the job has no field `trace`, which Numba
+knows when it compiles: the mark is then no code at all. With it there is a buffer with a line of `marks` words a
+thread, and a mark costs one look at the clock, some 20 to 40 ns. So a traced call is a little longer than it would have
+been; times of traced calls are for pictures, never for results.
 """
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import numpy as np
-from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
+
+from rnnpar.kernels.jit import jit
+from rnnpar.kernels.system import CLOCK, now
 
 INPUTS, STEPS, OUTPUTS, WAIT, DONE = range(5)
 WORDS = ("U x", "W h and tanh", "V h and softmax", "waiting", "done")  # what the kinds of marks mean
 CAPACITY = 1 << 14  # marks of a thread that are kept; what comes later is counted only
-CLOCK = getattr(time, "CLOCK_MONOTONIC", None)  # POSIX's number of the clock; Windows has none
 
 
-@intrinsic
-def now(typing):
-    """Nanoseconds on the system's monotonic clock, the same for all threads."""
-
-    def codegen(context, builder, signature, args):
-        i32, i64 = ir.IntType(32), ir.IntType(64)
-        spec = cgutils.alloca_once(builder, ir.ArrayType(i64, 2))  # struct timespec: seconds, nanoseconds
-        kind = ir.FunctionType(i32, [i32, spec.type])
-        builder.call(cgutils.get_or_insert_function(builder.module, kind, "clock_gettime"), [i32(CLOCK), spec])
-        seconds, rest = (builder.load(builder.gep(spec, [i32(0), i32(field)])) for field in (0, 1))
-        return builder.add(builder.mul(seconds, i64(10**9)), rest)
-
-    return types.int64(), codegen
-
-
-def record(trace, rank, what):
+@jit()
+def record(marks, stride, rank, what):
     """Put a stamp down, or count it where there is no room."""
-    count = trace[rank, 0]
-    if 2 * count + 2 < trace.shape[1]:
-        trace[rank, 2 * count + 1] = now()
-        trace[rank, 2 * count + 2] = what
-    trace[rank, 0] = count + 1
+    count = marks[rank * stride]
+    if 2 * count + 2 < stride:
+        marks[rank * stride + 2 * count + 1] = now()
+        marks[rank * stride + 2 * count + 2] = what
+    marks[rank * stride] = count + 1
 
 
 @intrinsic
-def mark(typing, trace, rank, what):
-    """Thread `rank` begins `what` now. No code at all where `trace` is None: not even a call to be optimised away."""
+def mark(typing, job, rank, what):
+    """Thread `rank` begins `what` now. No code at all where the job has no field `trace`."""
+    traced = job.has("trace")
 
     def codegen(context, builder, signature, args):
-        if not isinstance(trace, types.NoneType):
-            context.compile_internal(builder, record, signature, args)
+        if traced:
+            write = lambda job, rank, what: record(job.trace, job.marks, rank, what)  # noqa: E731
+            context.compile_internal(builder, write, signature, args)
         return context.get_dummy_value()
 
-    return types.void(trace, types.int64, types.int64), codegen
+    return types.void(job, types.int64, types.int64), codegen
 
 
 def buffer(threads: int) -> np.ndarray:

@@ -47,6 +47,7 @@ try:
     from rnnpar.study import gpu_cublas, measure, store
     from rnnpar.study.gpu_checks import CHECKS, Check
     from rnnpar.study.measure import BOUND, Point
+    from rnnpar.words import write_anything
 except ImportError as missing:  # a bare machine: say what this Python lacks instead of where
     if __name__ != "__main__":
         raise
@@ -734,6 +735,7 @@ RUN: dict[str, Callable[[Session, str], None]] = {
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
+    write_anything()
     parser = argparse.ArgumentParser(prog="python -m rnnpar.study.check_gpu", description=__doc__.split("\n\n")[0])
     parser.add_argument("--minutes", type=float, default=9.0, help="stop before so many have passed (9)")
     parser.add_argument(

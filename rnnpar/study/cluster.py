@@ -42,6 +42,7 @@ from tqdm import tqdm
 
 from rnnpar import machine
 from rnnpar.study import bench, measure, store, sweep
+from rnnpar.words import write_anything
 
 REACH_S = 5.0  # for the scheduler to answer
 ANSWER_S = 3.0  # for a result to come over once it is there
@@ -513,6 +514,7 @@ def local(workers: int, port: int) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line of the local cluster; returns the exit status."""
+    write_anything()
     parser = argparse.ArgumentParser(
         prog="python -m rnnpar.study.cluster", description="Start a Dask cluster of this machine alone."
     )

@@ -17,7 +17,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -25,8 +25,8 @@ import numpy as np
 
 from rnnpar import machine, peaks
 from rnnpar.kernels import probe
-from rnnpar.kernels.atomics import LINE
-from rnnpar.kernels.tile import aligned, round_up
+from rnnpar.kernels.job import LINE
+from rnnpar.kernels.tile import aligned
 
 SIZE = 64  # H and rows of the product: its 16 KiB of weights stay in a first-level cache
 LONG_S = 0.5e-3  # of a try, and
@@ -54,14 +54,13 @@ class Cores:
         self.known = cores > 1 and peaks.separate() and hasattr(os, "sched_setaffinity")
         if not self.known:
             return
-        width = round_up(SIZE, probe.WIDTH)
-        self._arrays = (aligned(SIZE * SIZE), SIZE, SIZE, aligned(cores * width * SIZE).reshape(cores, -1),
-                        aligned(width), aligned(cores * SIZE * width).reshape(cores, -1))  # fmt: skip
+        self._products = [probe.product(1, SIZE, SIZE) for _ in range(cores)]
         self._threads = []
         for core in sorted(os.sched_getaffinity(0))[:cores]:
             # One of its own for each core. Free ones may all wake on the core of who wakes them, and wait in line.
             self._threads.append(ThreadPoolExecutor(1, "rnnpar-core", os.sched_setaffinity, (0, {core})))
-        self._board = aligned(2 * SIZE).reshape(2, SIZE), aligned(2 * LINE)
+        board, sync = aligned(2 * SIZE).reshape(2, SIZE), aligned(2 * LINE, np.int64)
+        self._exchanges = [probe.Exchange(1, board, sync, rank, 2) for rank in range(2)]
         self._repeat = 1
         self._seconds(1)  # compiles, or takes it from the disk
         self._meeting()
@@ -91,7 +90,8 @@ class Cores:
 
     def _seconds(self, cores: int) -> float:
         """The longest of the times of `cores` threads that compute at once."""
-        futures = [thread.submit(self._compute, rank) for rank, thread in enumerate(self._threads[:cores])]
+        pairs = list(zip(self._threads, self._products, strict=True))[:cores]
+        futures = [thread.submit(seconds, product, self._repeat) for thread, product in pairs]
         return max(future.result() for future in futures)
 
     def _meeting(self) -> float:
@@ -100,25 +100,24 @@ class Cores:
 
     def _meetings(self) -> float:
         """Of the two threads the one that began last has not waited for the other to begin."""
-        sync = aligned(2 * LINE, np.int64)
-        futures = [thread.submit(self._meet, rank, sync) for rank, thread in enumerate(self._threads[:2])]
+        futures = [
+            thread.submit(seconds, exchange, MEETINGS)
+            for thread, exchange in zip(self._threads[:2], self._exchanges, strict=True)
+        ]
         return min(future.result() for future in futures)
 
-    def _meet(self, rank: int, sync: np.ndarray) -> float:
-        begin = time.perf_counter()
-        probe.exchange_body(rank, 2, MEETINGS, sync, 1, *self._board)
-        return time.perf_counter() - begin
 
-    def _compute(self, rank: int) -> float:
-        begin = time.perf_counter()
-        probe.product_body(rank, len(self._threads), self._repeat, *self._arrays)
-        return time.perf_counter() - begin
+def seconds(call: Callable[[int], None], repeat: int) -> float:
+    """What a call takes on this thread."""
+    begin = time.perf_counter()
+    call(repeat)
+    return time.perf_counter() - begin
 
 
 def usual_seconds(cores: int) -> float:
     """Seconds of one such product on each of `cores` at once, from the peaks; infinity where they do not say."""
     points = usual("products").get(str(cores), [])
-    return next((seconds for H, rows, seconds in points if H == rows == SIZE), math.inf)
+    return next((took for H, rows, took in points if H == rows == SIZE), math.inf)
 
 
 def usual_meeting() -> float:

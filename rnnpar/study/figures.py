@@ -18,6 +18,7 @@ from pathlib import Path
 from rnnpar import machine
 from rnnpar.study import notebooks, store, sweep
 from rnnpar.study.corpus import data_folder
+from rnnpar.words import write_anything
 
 EXPERIMENT = "sweep"
 CELL_LIMIT_S = 900
@@ -61,6 +62,7 @@ def set_apart(scratch: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
+    write_anything()
     parser = argparse.ArgumentParser(prog="python -m rnnpar.study.figures", description="Draw every figure.")
     parser.add_argument("--profile", default="quick", help="what to measure if there are no results: ci, quick, full")
     parser.add_argument("--scratch", type=Path, metavar="DIR", help="measure and write everything under DIR instead")

@@ -35,6 +35,7 @@ from rnnpar.reference import reference
 from rnnpar.study import corpus, measure, plots, store, tell
 from rnnpar.study.cores import count
 from rnnpar.study.measure import Point, Problem, Trial
+from rnnpar.words import write_anything
 
 EXPERIMENT = "in_time"
 OURS = [f"in_time/{name}" for name in KINDS]
@@ -194,6 +195,7 @@ def measure_scans(rounds: int = SCAN_ROUNDS, T: int = 65536, H: int = 32) -> lis
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
+    write_anything()
     parser = argparse.ArgumentParser(prog="python -m rnnpar.study.in_time", description=__doc__.split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer points and samples: half a minute")
     options = parser.parse_args(arguments)

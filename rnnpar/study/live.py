@@ -28,6 +28,7 @@ import numpy as np
 
 from rnnpar import model, peaks, registry
 from rnnpar.study.measure import Point
+from rnnpar.words import write_anything
 
 GRACE_S = 1.0  # for a job to notice that a newer one is there
 SAMPLES = 9
@@ -183,6 +184,7 @@ def traced(problem: Any, trial: Any) -> Any:
 
 def main() -> None:
     """The process: jobs come by stdin, messages go by what was stdout; prints of the methods go to stderr."""
+    write_anything()
     messages = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     serve(sys.stdin.buffer, messages)

@@ -25,6 +25,8 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from papermill.exceptions import PapermillExecutionError
 
+from rnnpar.words import write_anything
+
 ROOT = Path(__file__).resolve().parents[2]  # the checkout
 STARTS = 4  # kernels started at the same moment sometimes take each other's port
 # Their message says what is wrong and what would do: no traceback needed.
@@ -217,6 +219,7 @@ def _difference(notebook: nbformat.NotebookNode) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """The checker's command line; returns the exit status."""
+    write_anything()
     parser = argparse.ArgumentParser(prog="python -m rnnpar.study.notebooks", description="Check source notebooks.")
     parser.add_argument("--check", action="store_true", required=True, help="say what is wrong, and exit with 1")
     parser.add_argument("--fix", action="store_true", help="mend what can be mended")

@@ -41,7 +41,6 @@ MEETINGS = {
     "barrier": "a barrier of flags",
     "counter_barrier": "a barrier with one counter",
     "launch": "a new parallel region",
-    "python_launch": "starting Python threads",
 }
 HALVED = ("serial/compiled", "threads/rows", "threads/batch", "threads/wavefront")  # have the option dtype="bfloat16"
 SCALED = ((256, 128, 1), (1024, 128, 1), (256, 32, 64))  # H, T, B at which threads are compared
@@ -611,13 +610,11 @@ def step_times(frame: pd.DataFrame, sizes: Sequence[int] = (64, 256, 1024)) -> d
 def meetings(frame: pd.DataFrame, name: str) -> Markdown:
     """What it costs to meet, by kind, with all threads."""
     costs = meeting_costs(name)
-    flags, counter, region, python = (costs.get(text, {}) for text in MEETINGS.values())
+    flags, counter, region = (costs.get(text, {}) for text in MEETINGS.values())
     most = max(flags, default=0)
     over = lambda a, b: {n: a[n] / b[n] for n in sorted(a) if n in b}  # noqa: E731
     fared = [
         fared_at("a new parallel region costs at least 5 barriers of flags", "threads", over(region, flags),
-                   lambda r: r >= 5),
-        fared_at("starting Python threads costs at least 5 parallel regions", "threads", over(python, region),
                    lambda r: r >= 5),
         fared_at("a counter is cheaper than flags for 2 threads", "threads", over(counter, flags), lambda r: r < 1,
                    most=2),

@@ -38,6 +38,7 @@ from rnnpar.reference import reference
 from rnnpar.study import measure, store
 from rnnpar.study.cores import FEW, SHARED, count
 from rnnpar.study.measure import BOUND, Point, Problem
+from rnnpar.words import write_anything
 
 EXPERIMENT = "peers"
 PEERS = ("peers/torch", "peers/onnxruntime", "peers/openvino", "peers/jax")
@@ -302,6 +303,7 @@ def closing(table: pd.DataFrame) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
+    write_anything()
     parser = argparse.ArgumentParser(prog="python -m rnnpar.study.peers", description=__doc__.split("\n\n")[0])
     parser.add_argument("--methods", default="auto", help="ours, the first of which is compared: auto (the default)")
     parser.add_argument("--peers", default=",".join(PEERS), help="all four by default")

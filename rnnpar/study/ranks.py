@@ -36,6 +36,7 @@ from rnnpar.model_ranks import Link
 from rnnpar.reference import relative_error
 from rnnpar.study import measure, plots, simulate, store, tell
 from rnnpar.study.measure import Point
+from rnnpar.words import write_anything
 from rnnpar.work import Work
 
 EXPERIMENT = "mpi"
@@ -63,6 +64,9 @@ def probe() -> None:
     """On every rank of a job: measure, and let rank 0 print what it found as one line of JSON."""
     from rnnpar.backends.mpi import MODES, world
     from rnnpar.kernels import messages
+    from rnnpar.kernels.job import Job
+    from rnnpar.kernels.probe import repeated
+    from rnnpar.kernels.team import Region
 
     place = world()
     comm, rank, ranks = place.comm, place.rank, place.size
@@ -84,15 +88,13 @@ def probe() -> None:
         return float(np.quantile(samples[1:], 0.25))
 
     found: dict[str, Any] = {"ranks": ranks, "messages": [], "exchange": {}}
-    alone = messages.Exchange(comm, messages.ALONE, 1, 1)
     if ranks == 2:
+        fields = messages.Exchange(comm, messages.ALONE, 1, 1).fields
         for size in SIZES:
             there, back = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
             requests = [comm.Send_init(there, 1 - rank, 5), comm.Recv_init(back, 1 - rank, 5)]
-            handles = messages.handles_of(requests)
-            took = seconds_of(
-                lambda n, h=handles: messages.ping_pong_many(n, alone.link, h, alone.answer, int(rank == 0))
-            )
+            fields |= dict(handles=messages.handles_of(requests), begins=rank == 0, repeat=0)
+            took = seconds_of(repeated(Region(messages.ping_pong_region, Job(1, **fields))))
             found["messages"].append((size, took / 2))
             for request in requests:
                 request.Free()
@@ -109,13 +111,17 @@ def probe() -> None:
 
 def by_messages(place: Any, mode: int, H: int) -> tuple[Callable[[int], None], Callable[[], None]]:
     """What exchanges a state of H elements so many times by messages, and what ends it."""
-    from rnnpar.kernels.messages import Exchange, exchange_many
+    from rnnpar.kernels.job import Job
+    from rnnpar.kernels.messages import Exchange, exchanges_region
+    from rnnpar.kernels.team import Region
 
     exchange = Exchange(place.comm, mode, 1, -(-H // place.size), place.crowded)
-    state = np.zeros(H, np.float32)
+    job = Job(1, **exchange.fields, state=np.zeros(H, np.float32), B=1, ld=H, epoch=0, repeat=0)
+    region = Region(exchanges_region, job)
 
     def call(n: int) -> None:
-        exchange_many(n, exchange.link, exchange.board, exchange.handles, exchange.answer, state, 1, exchange.epoch)
+        job.set(epoch=exchange.epoch, repeat=n)
+        region.run()
         exchange.epoch += n
 
     return call, exchange.close
@@ -124,27 +130,19 @@ def by_messages(place: Any, mode: int, H: int) -> tuple[Callable[[int], None], C
 def in_window(place: Any, H: int) -> tuple[Callable[[int], None], Callable[[], None]]:
     """The same in memory that the ranks share: each writes its part there, says so by a flag, and reads the others'."""
     from rnnpar.backends.mpi import Window
-    from rnnpar.kernels.atomics import LINE
-    from rnnpar.kernels.probe import exchange_body
+    from rnnpar.kernels.probe import Exchange
 
     window = Window(place, 2 * H, place.size, place.crowded)
-    sync, boards = window.flags, window.memory.reshape(2, H)
-    seen, epoch = np.zeros(place.size * LINE, np.float32), 1
-
-    def call(n: int) -> None:
-        nonlocal epoch
-        exchange_body(place.rank, place.size, n, sync, epoch, boards, seen)
-        epoch += n
-
-    return call, window.free
+    exchange = Exchange(1, window.memory.reshape(2, H), window.flags, place.rank, place.size)
+    return exchange, window.free
 
 
 def run_probe(ranks: int) -> dict[str, Any]:
     """`probe` on so many ranks. RuntimeError with what they wrote where it fails."""
-    from rnnpar.backends.mpi_start import SUITED, mpiexec
+    from rnnpar.backends.mpi_start import SUITED, mpiexec, own_environment
 
     command = [*mpiexec(), "-n", str(ranks), sys.executable, "-m", "rnnpar.study.ranks", "--probe"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | SUITED)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=own_environment() | SUITED)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or not lines:
         raise RuntimeError(f"the measurement on {ranks} ranks failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
@@ -776,6 +774,7 @@ def live(ranks: int, H: int, T: int = 128, B: int = 1) -> pd.DataFrame | Markdow
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
+    write_anything()
     parser = argparse.ArgumentParser(prog="python -m rnnpar.study.ranks", description=__doc__.split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer points, 2 ranks at most")
     parser.add_argument(

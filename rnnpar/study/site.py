@@ -24,6 +24,7 @@ from urllib.parse import unquote, urlsplit
 import nbformat
 
 from rnnpar.study import notebooks
+from rnnpar.words import write_anything
 
 ROOT = notebooks.ROOT
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
@@ -296,6 +297,7 @@ def faults(site: Path) -> Iterator[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
+    write_anything()
     parser = argparse.ArgumentParser(prog="python -m rnnpar.study.site", description="Make the static site.")
     parser.add_argument("--to", type=Path, default=ROOT / "build" / "html", help="where it goes; emptied first")
     options = parser.parse_args(arguments)

@@ -105,7 +105,7 @@ def append(rows: Iterable[Row], experiment: str, name: str | None = None) -> Non
             os.close(descriptor)
 
 
-_lengths: dict[Path, int] = {}  # files whose content up to this length this process has checked or written
+_lengths: dict[Path, int] = {}  # files whose content up to this length this process has read, checked or written
 
 
 def _append_locked(descriptor: int, path: Path, text: str) -> None:
@@ -157,7 +157,14 @@ def newest(experiment: str, name: str | None = None) -> dict[str, Measurement]:
     path = _file(experiment, name or machine.name())
     if not path.exists():
         return {}
-    return {measurement[0].point: measurement for measurement in _scan(path)[0]}  # the file is in order of time
+    measurements, _lengths[path] = _scan(path)
+    return {measurement[0].point: measurement for measurement in measurements}  # the file is in order of time
+
+
+def grown(experiment: str) -> bool:
+    """Whether another process has stored results of this machine since this one last read them all or stored some."""
+    path = _file(experiment, machine.name())
+    return path.exists() and path.stat().st_size != _lengths.get(path)
 
 
 def save_machine(description: dict[str, Any], name: str | None = None) -> None:

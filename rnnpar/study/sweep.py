@@ -14,7 +14,8 @@ A profile is a YAML file beside this one; `--parameters` overrides any of its ke
     samples, budget_s, limit_s      as in measure.measure_group
     seed         of the shuffled order
 
-What this machine has measured already with the same source is skipped, so a sweep that was cut short continues.
+What this machine has measured already with the same source is skipped, so a sweep that was cut short continues, and
+two sweeps of one experiment that run at the same time share its points.
 With a scheduler, the workers of a Dask cluster measure, each for its own machine (cluster.py).
 """
 
@@ -39,6 +40,7 @@ from tqdm import tqdm
 
 from rnnpar import machine, peaks, registry
 from rnnpar.study import measure, store
+from rnnpar.words import write_anything
 
 PROFILES = Path(__file__).parent / "profiles"
 KEYS = ("experiment", "grids", "workloads", "methods", "threads", "samples", "budget_s", "limit_s", "seed")
@@ -127,13 +129,21 @@ def run(
     points = list(wanted)
     # Every shape, and within it every method and sample, comes in an order of chance: drift hits everyone equally.
     bar = tqdm(total=todo, desc=experiment, unit="point", file=sys.stderr, ncols=80, mininterval=0.5, disable=not todo)
+    elsewhere = 0
     with bar:
         for index in rng.permutation(len(points)):
             point = points[index]
-            with measure.alone():
-                rows = measure.measure_group(point, wanted[point], samples, budget_s, rng, limit_s)
-            store.append([row for row in rows if not known_unsupported(row, stored)], experiment)
+            with measure.alone():  # from the look at what is stored until it is stored: no point is measured twice
+                if store.grown(experiment):
+                    stored = store.newest(experiment)
+                due = remaining({point: wanted[point]}, stored).get(point, [])
+                if due:
+                    rows = measure.measure_group(point, due, samples, budget_s, rng, limit_s)
+                    store.append([row for row in rows if not known_unsupported(row, stored)], experiment)
+            elsewhere += len(wanted[point]) - len(due)
             bar.update(len(wanted[point]))
+        if elsewhere:
+            bar.write(f"{elsewhere} of them another sweep has measured meanwhile")
     if changes:
         store.update_machine("measured", {experiment: datetime.now(UTC).isoformat(timespec="seconds")})
     return [machine.name()]
@@ -236,13 +246,16 @@ def execute(profile: Mapping[str, Any], target: Path | None = None, scheduler: s
     if not scheduler:
         store.check_writable()
     target = target or notebooks.ROOT / "build" / f"sweep-{profile['experiment']}.ipynb"
+    own = target.with_stem(f"{target.stem}-{os.getpid()}")  # another sweep of the same experiment may be running
     parameters = dict(profile) | {"scheduler": scheduler, "share": share}
     limit_s = None if scheduler else CELL_LIMIT_S  # each request to a worker has a limit of its own
-    notebooks.execute(notebooks.ROOT / "notebooks" / "sweep.ipynb", target, parameters, limit_s)
+    notebooks.execute(notebooks.ROOT / "notebooks" / "sweep.ipynb", own, parameters, limit_s)
+    os.replace(own, target)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
+    write_anything()
     from rnnpar.study.notebooks import NotebookError
 
     parser = argparse.ArgumentParser(prog="python -m rnnpar.study.sweep", description="Measure this machine.")

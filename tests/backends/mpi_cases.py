@@ -175,14 +175,46 @@ def leaves(rank: int, ranks: int) -> None:
 
 
 def single(rank: int, ranks: int) -> None:
-    """One rank where two are needed; and where one is meant."""
-    with rnnpar.prepare(NET, "mpi/rows", ranks=1) as run:
-        assert run(random_input(NET, 4, 2))[0].shape == (4, 2, 5)
-    for options in ({}, {"ranks": 3}):
-        try:
-            rnnpar.prepare(NET, "mpi/rows", **options)
-        except ValueError as error:
-            print(error)
+    """A job of one rank: every method runs on it, and may start some, as in a process that nobody launched."""
+    x = random_input(NET, 4, 2)
+    wanted = rnnpar.reference(NET, x)
+    for name in WAYS:
+        for options in ({}, {"ranks": 1}, {"ranks": 2}):
+            with rnnpar.prepare(NET, name, **options) as run:
+                check(run(x), wanted, f"{name} {options}")
+                print(f"{name} on {options}: {len(run.info.get('pids', []))} started", flush=True)
+
+
+def too_many(rank: int, ranks: int) -> None:
+    """More ranks than the job has."""
+    try:
+        rnnpar.prepare(NET, "mpi/rows", ranks=3)
+    except ValueError as error:
+        print(error, flush=True)
+
+
+def forks(rank: int, ranks: int) -> None:
+    """Forked children of the ranks call, fail and end; the ranks go on, and end well."""
+    run = rnnpar.prepare(NET, "mpi/rows", exchange="messages")
+    x = random_input(NET, 4, 2)
+    wanted = rnnpar.reference(NET, x)
+    run(x)
+    for does in ("ends", "calls", "fails"):
+        child = os.fork()
+        if child == 0:
+            if does == "calls":
+                check(run(x), wanted, "in a child")
+                assert run(x[:0])[0].shape == (0, 2, 5)
+                run.close()
+                print("a child has its own", flush=True)
+            if does == "fails":
+                raise ArithmeticError("only this child has had enough")
+            sys.exit(0)
+        os.waitpid(child, 0)
+        y, h = run(x)
+        if y is not None:
+            check((y, h), wanted, "in the parent")
+            print(f"after a child that {does}", flush=True)
 
 
 def bound(rank: int, ranks: int) -> None:
@@ -207,8 +239,9 @@ def bound(rank: int, ranks: int) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "unprepared":  # it must not be this file that begins MPI
-        unprepared(int(os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK", 0))), 2)
+    if sys.argv[1] in ("unprepared", "forks"):  # it must not be this file that begins MPI
+        globals()[sys.argv[1]](int(os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK", 0))), 2)
+        sys.exit()
     from mpi4py import MPI
 
     globals()[sys.argv[1]](MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size)

@@ -18,6 +18,12 @@ NAMES = list(in_time.KINDS)
 ENGINES = [{"threads": 1}, {"threads": 2}, {"array_module": "numpy"}]
 
 
+@pytest.fixture(autouse=True)
+def the_longest_window(monkeypatch):
+    """Which window is fastest is the model's to say (tests/test_model.py); here it is the same on every machine."""
+    monkeypatch.setattr(in_time.model, "best_window", lambda method, work, threads, choices: max(choices))
+
+
 def network(radius: float, H: int = 32, I: int = 8, O: int = 10, layers: int = 1, seed: int = 0) -> rnnpar.RNN:
     """Gaussian weights of a given spectral radius; weak inputs, so that the radius says most of what happens."""
     rng = np.random.default_rng(seed)
@@ -271,17 +277,6 @@ def test_any_number_of_threads_and_a_wide_batch():
             assert_matches_oracle(rnnpar.prepare(net, f"in_time/{name}", threads=threads, window=50), x)
 
 
-def test_input_that_is_no_number_is_refused():
-    net = rnnpar.RNN.random(3, 20, 6)
-    x = random_input(net, 90, 1)
-    x[40, 0, 1] = np.nan
-    for engine in ENGINES:
-        for name in NAMES:
-            run = rnnpar.prepare(net, f"in_time/{name}", **engine)
-            with np.errstate(invalid="ignore"), pytest.raises(ValueError, match="NaN in layer 0"):
-                run(x)
-
-
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
@@ -327,11 +322,12 @@ def test_fewer_segments_than_threads(name):
         """Each buffer in the middle of a larger one, so that a write beyond its ends shows."""
         results = begin(*arguments)
         for buffer in ("z", "h", "g", "r", "ends", "maps"):
-            old = getattr(engine, buffer)
+            old = engine.job._arrays[buffer]
             wide = np.full(len(old) + 4096, np.float32(7.25))
             wide[2048:-2048] = 0
-            setattr(engine, buffer, wide[2048:-2048])
+            engine.job.set(**{buffer: wide[2048:-2048]})
             canaries.append((buffer, wide))
+        engine.z, engine.h = (engine.job._arrays[buffer] for buffer in ("z", "h"))
         return results
 
     engine.begin = guarded

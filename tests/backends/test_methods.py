@@ -9,7 +9,7 @@ import rnnpar
 from rnnpar import machine, registry
 from rnnpar.kernels.tile import to_bfloat16
 from rnnpar.reference import relative_error
-from tests.conftest import BOUND, assert_matches_oracle, random_input
+from tests.conftest import BOUND, CPU, assert_matches_oracle, random_input
 
 # T, B, I, H, O, L: ones, primes, sizes around a panel's width and a tile's rows, the origin's, several layers.
 SHAPES = [
@@ -23,12 +23,6 @@ SHAPES = [
     (5, 37, 8, 64, 7, 2),
     (3, 2, 4, 600, 3, 1),
 ]
-OTHERS = ("peers", "mpi", "numba_cuda", "cupy_gpu")  # they need more than this machine, and have tests of their own
-CPU = [
-    method.name
-    for method in rnnpar.methods()
-    if method.available and method.backend not in OTHERS
-]  # fmt: skip
 
 
 def settings(name: str) -> list[dict]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 import warnings
@@ -18,6 +20,7 @@ import pytest
 import rnnpar
 from rnnpar import machine, registry
 from rnnpar.backends import mpi_start
+from rnnpar.backends.mpi import LAUNCHED, size_told
 from rnnpar.runner import Runner
 from tests.conftest import assert_matches_oracle, random_input
 
@@ -95,11 +98,57 @@ def test_the_others_hear_of_a_rank_that_has_left():
     assert took < 15
 
 
-def test_one_rank_where_two_are_needed():
-    status, said, _ = job("single", 1, timeout=30)
+def test_a_job_of_one_rank_runs_everything_and_starts_more():
+    status, said, _ = job("single", 1, timeout=120)
     assert status == 0, said
-    assert "mpi/rows needs two ranks at least, and this job has one: mpiexec -n 2" in said
-    assert "ranks is 3, but mpiexec started 1" in said
+    for name in ("mpi/rows", "mpi/batch", "mpi/pipeline"):
+        assert f"{name} on {{}}: 0 started" in said
+        assert f"{name} on {{'ranks': 1}}: 0 started" in said
+        assert f"{name} on {{'ranks': 2}}: 2 started" in said
+
+
+def test_other_ranks_than_mpiexec_started_are_refused():
+    status, said, _ = job("too_many", 2, timeout=30)
+    assert status == 0, said
+    assert said.count("ranks is 3, but mpiexec started 2") == 2
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_forked_children_of_ranks_end_nothing(ranks):
+    status, said, _ = job("forks", ranks, timeout=120)
+    assert status == 0, said
+    assert said.count("a child has its own") == ranks
+    for does in ("ends", "calls", "fails"):
+        assert f"after a child that {does}" in said
+
+
+@pytest.mark.parametrize(
+    ("told", "size"),
+    [
+        ({}, None),
+        ({"PMI_SIZE": "4"}, 4),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, 2),
+        ({"PMIX_RANK": "0", "PMIX_NAMESPACE": "slurm.pmix.7.0", "SLURM_STEP_NUM_TASKS": "3"}, 3),
+        ({"PMIX_RANK": "0", "PMIX_NAMESPACE": "prterun-a-1@1", "SLURM_STEP_NUM_TASKS": "3"}, None),
+    ],
+)
+def test_the_size_of_a_job_as_its_launcher_tells_it(monkeypatch, told, size):
+    for name in [*LAUNCHED, "PMIX_NAMESPACE", "SLURM_STEP_NUM_TASKS"]:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    assert size_told() == size
+
+
+def test_started_ranks_inherit_no_job_but_what_tunes_them(monkeypatch):
+    gone = ["PMI_FD", "PMIX_RANK", "HYDI_CONTROL_FD", "HYDRA_HOST_FILE", "OMPI_COMM_WORLD_SIZE", "OMPI_MCA_ess",
+            "SLURM_JOB_NODELIST", "PBS_NODEFILE"]  # fmt: skip
+    kept = ["OMPI_MCA_btl", "OMPI_ALLOW_RUN_AS_ROOT", "PMIX_MCA_gds", "MPICH_ASYNC_PROGRESS", "FI_PROVIDER", "UCX_TLS"]
+    for name in (*gone, *kept):
+        monkeypatch.setenv(name, "1")
+    found = mpi_start.own_environment()
+    assert not set(gone) & set(found)
+    assert set(kept) <= set(found)
 
 
 @pytest.mark.skipif(machine.cores_allowed() < 2, reason="two cores to bind two ranks to")
@@ -166,12 +215,12 @@ def test_a_rank_that_is_killed_ends_all_and_says_so():
         run(random_input(NET, 5, 1))
         os.kill(pids[1], signal.SIGKILL)
         begin = time.monotonic()
-        with pytest.raises(RuntimeError, match=r"(?s)mpi/pipeline on 2 ranks: rank \d ended.*prepare a new one"):
+        with pytest.raises(RuntimeError, match=r"mpi/pipeline on 2 ranks: rank \d ended"):
             often(run, random_input(NET, 5, 1))
         assert time.monotonic() - begin < 10
         assert ended(pids, 5)
-        with pytest.raises(RuntimeError, match="have ended; prepare a new one"):
-            run(random_input(NET, 5, 1))
+        assert_matches_oracle(run, random_input(NET, 5, 1))
+        assert not set(pids) & set(run.info["pids"]), "new ranks"
 
 
 def test_a_rank_that_is_killed_within_a_call():
@@ -185,6 +234,185 @@ def test_a_rank_that_is_killed_within_a_call():
             often(run, x)
         killer.wait()
         assert ended(pids, 5)
+
+
+class Interrupted(TimeoutError):
+    """As a handler of SIGALRM raises it; many a system call raises a TimeoutError, too."""
+
+
+@pytest.fixture
+def interrupt():
+    """interrupt(seconds): a signal's handler raises Interrupted so many seconds later."""
+
+    def handler(number, frame):
+        raise Interrupted
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    timers = []
+
+    def after(seconds: float) -> float:
+        timers.append(threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGUSR1)))
+        timers[-1].start()
+        return time.monotonic() + seconds
+
+    yield after
+    for timer in timers:
+        timer.join()
+    signal.signal(signal.SIGUSR1, before)
+
+
+def descriptors() -> int:
+    return psutil.Process().num_fds()
+
+
+def test_an_interrupted_call_ends_the_ranks_and_the_next_one_starts_new_ones(interrupt):
+    net = rnnpar.RNN.random(3, 600, 5)
+    with rnnpar.prepare(net, "mpi/rows", ranks=2) as run:
+        run(random_input(net, 3, 1))
+        pids, had = run.info["pids"], descriptors()
+        due = interrupt(0.5)
+        with pytest.raises(Interrupted):
+            often(run, random_input(net, 60_000, 1))
+        assert time.monotonic() - due < 0.5  # 0.05 s where nothing else runs
+        assert ended(pids, 1)
+        assert_matches_oracle(run, random_input(net, 3, 1))
+        assert not set(pids) & set(run.info["pids"])
+        assert descriptors() == had
+    with pytest.raises(RuntimeError, match="closed"):
+        run(random_input(net, 3, 1))
+
+
+@pytest.mark.parametrize("seconds", [0.002, 0.01, 0.1, 0.4])
+def test_an_interrupted_start_leaves_nothing(interrupt, monkeypatch, tmp_path, seconds):
+    monkeypatch.setattr(mpi_start.tempfile, "mkdtemp", lambda **how: str(tmp_path / "rnnpar-x"))
+    (tmp_path / "rnnpar-x").mkdir()
+    had = descriptors()
+
+    def begin() -> None:
+        interrupt(seconds)
+        rnnpar.prepare(NET, "mpi/rows", ranks=2).close()
+        time.sleep(5)
+
+    with pytest.raises(Interrupted):
+        begin()
+    assert not psutil.Process().children(recursive=True)
+    assert not (tmp_path / "rnnpar-x").exists()
+    assert descriptors() == had
+
+
+FORKS = """
+import gc, os, sys, time, numpy, rnnpar
+net = rnnpar.RNN.random(3, 40, 5)
+x = numpy.random.default_rng(0).standard_normal((6, 2, 3), dtype=numpy.float32)
+wanted = rnnpar.reference(net, x)[0]
+run = rnnpar.prepare(net, "mpi/rows", ranks=2)
+first = run(x)[0]
+pids = run.info["pids"]
+for does in ("end", "exit", "forget", "close", "call"):
+    child = os.fork()
+    if child == 0:
+        if does == "end":
+            os._exit(0)
+        if does == "forget":
+            del run
+            gc.collect()
+        if does == "close":
+            run.close()
+        if does == "call":
+            for _ in range(2):
+                assert abs(run(x)[0] - wanted).max() < 1e-5
+            assert not set(pids) & set(run.info["pids"])
+            grandchild = os.fork()
+            if grandchild == 0:
+                sys.exit(0)
+            os.waitpid(grandchild, 0)
+            assert run(x)[0].shape == (6, 2, 5)
+        sys.exit(7)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status == (0 if does == "end" else 7), (does, status)
+    assert abs(run(x)[0] - wanted).max() < 1e-5
+    assert run.info["pids"] == pids
+heard, says = os.pipe()
+child = os.fork()
+if child == 0:
+    os.read(heard, 1)
+    assert abs(first - wanted).max() < 1e-5, "the parent's next answers lie elsewhere"
+    sys.exit(0)
+del first
+for _ in range(4):
+    run(numpy.zeros_like(x))
+os.write(says, b".")
+assert os.waitpid(child, 0)[1] == 0
+child = os.fork()
+if child == 0:
+    os.close(1)
+    os.close(2)
+    time.sleep(60)
+print("all right", child, *pids, flush=True)
+"""
+
+
+def test_a_forked_child_ends_no_ranks_and_starts_its_own():
+    done = subprocess.run([sys.executable, "-X", "dev", "-c", FORKS], cwd=ROOT, capture_output=True, text=True,
+                          timeout=120)  # fmt: skip
+    assert "all right" in done.stdout, done.stderr
+    assert "ResourceWarning: subprocess" not in done.stderr
+    last, *pids = map(int, done.stdout.split()[2:])
+    assert ended(pids), "though a child of the process that started them lives on"
+    os.kill(last, signal.SIGKILL)
+
+
+def test_ranks_leave_no_memory_with_a_name():
+    """/dev/shm has 64 MiB in many a container; MPICH takes 2 of it for a job until MPI ends in good order."""
+    with rnnpar.prepare(NET, "mpi/batch", ranks=2) as run:
+        for pid in run.info["pids"]:
+            assert not re.findall("/dev/shm/mpich_shm_.*[^)]$", Path(f"/proc/{pid}/maps").read_text(), re.MULTILINE)
+
+
+def test_close_gives_everything_back():
+    had = descriptors()
+    run = rnnpar.prepare(NET, "mpi/batch", ranks=2)
+    y, _ = run(random_input(NET, 30, 3))
+    run.close()
+    assert descriptors() == had + 1, "that of the memory of y"
+    assert y.sum() == pytest.approx(90, rel=1e-5)
+    del y
+    assert descriptors() == had
+
+
+def test_a_full_disk_is_told(monkeypatch, tmp_path):
+    def save(self, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(mpi_start.tempfile, "tempdir", None)
+    monkeypatch.setattr(rnnpar.RNN, "save", save)
+    with pytest.raises(OSError, match=r"the network cannot be written.*No space left.*TMPDIR name another folder"):
+        rnnpar.prepare(NET, "mpi/rows", ranks=2)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["with a space and \u00e4", "\u00e4" * 40])
+def test_any_folder_for_temporary_files_will_do(monkeypatch, tmp_path, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(mpi_start.tempfile, "tempdir", None)
+    with rnnpar.prepare(NET, "mpi/batch", ranks=2) as run:
+        assert_matches_oracle(run, random_input(NET, 3, 2))
+    assert not list(folder.iterdir())
+
+
+def test_ranks_that_never_come_are_given_up(monkeypatch, tmp_path):
+    script = tmp_path / "mpiexec"
+    script.write_text("#!/bin/sh\nsleep 60\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("RNNPAR_MPIEXEC", str(script))
+    for name, value in (("START_S", 0.5), ("WORDS_S", 0.1)):
+        monkeypatch.setattr(mpi_start, name, value)
+    with pytest.raises(RuntimeError, match=r"its ranks did not start within 0\.5 s"):
+        rnnpar.prepare(NET, "mpi/rows", ranks=2)
+    assert not psutil.Process().children(recursive=True)
 
 
 def test_ranks_end_with_the_process_that_started_them():

@@ -8,16 +8,33 @@ import threading
 import numpy as np
 import pytest
 
-from rnnpar.kernels import placement
-from rnnpar.kernels.atomics import LINE, take_core, wait_in_team
+from rnnpar.kernels import atomics, placement, system
+from rnnpar.kernels.atomics import wait
 from rnnpar.kernels.jit import jit
+from rnnpar.kernels.job import FLAGS, LINE
+from rnnpar.kernels.pointers import at
 
 pytestmark = pytest.mark.skipif(not placement.LINUX, reason="only Linux lets a thread choose its core")
 
 
 @jit()
 def here():
-    return placement.current_core()
+    return system.current_core()
+
+
+@jit()
+def count(cores):
+    return placement.count(at(cores, 0))
+
+
+@jit()
+def leave(core, size):
+    placement.leave(core, size)
+
+
+@jit()
+def take_core(cores, rank, size):
+    atomics.take_core(cores, rank, size)
 
 
 def in_a_thread(function, *arguments):
@@ -53,17 +70,46 @@ def test_the_core_is_one_that_is_allowed():
     assert in_a_thread(here) in os.sched_getaffinity(0)
 
 
+@jit()
+def keep_off(core, cores, least):
+    return placement.keep_off(core, 0, at(cores, 0), least)
+
+
+@jit()
+def allow(cores):
+    placement.allow(0, at(cores, 0))
+
+
+def test_a_thread_is_kept_off_a_core_and_allowed_to_come_back(two):
+    def kept(core):
+        before, cores = os.sched_getaffinity(0), np.zeros(placement.WORDS, np.int64)
+        assert keep_off(core, cores, 2)
+        meanwhile, where = os.sched_getaffinity(0), here()
+        allow(cores)
+        return before - meanwhile, where, os.sched_getaffinity(0) == before
+
+    for core in two:
+        left, where, same = in_a_thread(kept, core)
+        assert left == {core}
+        assert where != core
+        assert same
+
+
+def elsewhere(core, then):
+    """Whether the thread was on another core after it at least once: the system may send it back at any time."""
+    return any(on_core(core, then)[1] != core for _ in range(50))
+
+
 def test_a_thread_leaves_a_core_and_may_come_back(two):
     for core in two:
-        _, after, same = on_core(core, lambda core=core: placement.leave(core, 2))
-        assert after != core
-        assert same
+        assert elsewhere(core, lambda core=core: leave(core, 2))
+        assert on_core(core, lambda core=core: leave(core, 2))[2]
 
 
 def test_it_stays_where_there_is_nowhere_to_go(two):
     def pinned():
         os.sched_setaffinity(0, {two[0]})
-        placement.leave(two[0], 2)
+        leave(two[0], 2)
         return here(), os.sched_getaffinity(0)
 
     assert in_a_thread(pinned) == (two[0], {two[0]})
@@ -71,20 +117,24 @@ def test_it_stays_where_there_is_nowhere_to_go(two):
 
 def test_fewer_cores_than_threads_are_shared(two):
     many = len(os.sched_getaffinity(0)) + 1
-    cores = [on_core(two[0], lambda: placement.leave(two[0], many))[1] for _ in range(20)]
-    assert two[0] in cores  # the system may move a thread too, but not each time and at once
-    assert placement.count(np.array([-1, 0, 5], np.int64)) == 64 + 2
+    assert not in_a_thread(keep_off, two[0], np.zeros(placement.WORDS, np.int64), many)
+    assert count(np.array([-1, 0, 5] + [0] * (placement.WORDS - 3), np.int64)) == 64 + 2
 
 
 def test_who_finds_another_on_its_core_goes_elsewhere(two):
     first = two[0]
     cores = np.zeros(2 * LINE, np.int64)
     cores[1] = first + 1  # thread 0 has said that it is there
-    _, after, same = on_core(first, lambda: take_core(cores, 1, 2))
-    assert after != first
-    assert same
-    assert cores[LINE + 1] != first + 1
-    assert cores[LINE + 1] > 0
+    said = set()
+
+    def take():
+        take_core(cores, 1, 2)
+        said.add(int(cores[LINE + 1]) - 1)
+
+    assert elsewhere(first, take)
+    assert on_core(first, take)[2]
+    assert said - {first}
+    assert min(said) >= 0
 
 
 def test_who_is_alone_says_where(two):
@@ -100,11 +150,18 @@ def test_who_is_alone_says_where(two):
     assert not np.delete(cores, [1, LINE + 1]).any()
 
 
+@jit()
+def wait_as_second(flag, cores, control):
+    wait(flag, 0, 1, control, 1, (cores, 1, 2))
+
+
 def test_a_long_wait_looks_for_a_core():
-    flag, cores = np.zeros(LINE, np.int64), np.zeros(2 * LINE, np.int64)
-    wait_in_team(flag, 0, 0, (cores, 1, 2))  # compiles, and has nothing to wait for
+    control = np.zeros(FLAGS + 2 * LINE, np.int64)
+    flag, cores = np.ones(LINE, np.int64), control[FLAGS:]
+    wait_as_second(flag, cores, control)  # compiles, and has nothing to wait for
     assert not cores.any()
-    waiting = threading.Thread(target=wait_in_team, args=(flag, 0, 1, (cores, 1, 2)))
+    flag[0] = 0
+    waiting = threading.Thread(target=wait_as_second, args=(flag, cores, control))
     waiting.start()
     waiting.join(0.2)
     assert waiting.is_alive()

@@ -11,33 +11,35 @@ import pytest
 import rnnpar
 from rnnpar.kernels import trace
 from rnnpar.kernels.jit import jit
+from rnnpar.kernels.job import Job
+from rnnpar.kernels.system import CLOCK, now
+from rnnpar.kernels.team import Region
 from rnnpar.kernels.trace import CAPACITY, DONE, INPUTS, OUTPUTS, STEPS, WAIT, Trace
 from tests.conftest import assert_matches_oracle, random_input
 
 
 @jit()
 def clock():
-    return trace.now()
+    return now()
 
 
-@jit()
-def marked(marks, times):
-    for _ in range(times):
-        trace.mark(marks, 0, STEPS)
-    trace.mark(marks, 0, DONE)
+def marked_region(rank, size, job):
+    for _ in range(job.times):
+        trace.mark(job, rank, STEPS)
+    trace.mark(job, rank, DONE)
 
 
 def test_the_clock_is_the_systems():
-    before = time.clock_gettime_ns(trace.CLOCK)
+    before = time.clock_gettime_ns(CLOCK)
     stamps = [clock() for _ in range(100)]
     assert before <= stamps[0]
     assert stamps == sorted(stamps)
-    assert stamps[-1] <= time.clock_gettime_ns(trace.CLOCK)
+    assert stamps[-1] <= time.clock_gettime_ns(CLOCK)
 
 
 def test_a_full_buffer_counts_on():
     marks = trace.buffer(1)
-    marked(marks, CAPACITY + 9)
+    Region(marked_region, Job(1, trace=marks, marks=marks.shape[1], times=CAPACITY + 9)).run()
     found = Trace.of(marks, int(marks[0, 1]), int(marks[0, 1]) + 10**9)
     assert found.dropped == 10
     assert len(found.spans) <= CAPACITY

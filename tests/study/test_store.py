@@ -256,6 +256,22 @@ def test_a_damaged_machine_json(folder, content):
         store.load_machine("elsewhere")
 
 
+def test_what_another_process_stored_is_noticed(folder):
+    assert not store.grown("e")
+    store.append(measurement("a"), "e")
+    assert not store.grown("e")
+    other = multiprocessing.get_context("fork").Process(target=_append_often, args=(["b"],))
+    other.start()
+    other.join(60)
+    assert store.grown("e")
+    assert set(store.newest("e")) == {"a", "b"}
+    assert not store.grown("e")
+    with (folder / "e.csv").open("ab") as file:
+        file.write(b"c,random,serial")  # and what a kill left is no measurement
+    assert store.grown("e")
+    assert set(store.newest("e")) == {"a", "b"}
+
+
 def _append_often(points: list[str]) -> None:
     for point in points:
         store.append(measurement(point), "e")

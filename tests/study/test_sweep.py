@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
+import re
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -221,29 +222,81 @@ def test_a_corrupt_file_stops_a_sweep_before_it_measures(monkeypatch):
         sweep.run(**TINY)
 
 
-KILLED = """
+SLOW = """
 import sys, time
+from rnnpar import registry
 from rnnpar.study import corpus, measure, sweep
 corpus.models = lambda: {}
 sweep.peaks.here = dict
 real = measure.measure_group
 def slow(*arguments):
-    time.sleep(0.1)
+    print("measuring", flush=True)
+    time.sleep(float(sys.argv[2]))
     return real(*arguments)
 measure.measure_group = slow
+prepare = measure.prepare
+def unless_unavailable(net, method, **options):
+    if method == sys.argv[3]:
+        raise registry.Unavailable("needs a GPU")
+    return prepare(net, method, **options)
+measure.prepare = unless_unavailable
 sweep.run(**eval(sys.argv[1]))
 """
+
+
+def start(profile, point_s=0.1, unavailable="") -> subprocess.Popen:
+    """A sweep in a process of its own; each of its shapes takes so many seconds longer, and a method cannot run."""
+    command = [sys.executable, "-c", SLOW, repr(profile), str(point_s), unavailable]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+
+def test_two_sweeps_at_the_same_time_share_the_points(data):
+    profile = TINY | {"grids": [{"H": list(range(1, 11)), "T": [2], "B": [1]}]}
+    sweeps = [start(profile), start(profile)]
+    printed = [sweeping.communicate(timeout=60)[0] for sweeping in sweeps]
+    assert [sweeping.returncode for sweeping in sweeps] == [0, 0]
+    each_point_once(points=20)
+    assert sweep.finished("tiny")
+    measured = [text.count("measuring") for text in printed]  # shapes, of two points each
+    assert sum(measured) == 10
+    for text, own in zip(printed, measured, strict=True):  # the second may have started when the first was further
+        told = int(re.search(r"(\d+) points to measure", text)[1])
+        assert told == 2 * own or f"{told - 2 * own} of them another sweep has measured meanwhile" in text
+
+
+def test_two_sweeps_store_once_what_cannot_run(data):
+    sweeps = [start(TINY, unavailable="serial/naive") for _ in range(2)]
+    assert [sweeping.communicate(timeout=60) and sweeping.returncode for sweeping in sweeps] == [0, 0]
+    each_point_once()
+    assert sweep.summary("tiny").to_dict() == {
+        "ok": {"serial/hoisted": 4, "serial/naive": 0},
+        "unsupported": {"serial/hoisted": 0, "serial/naive": 4},
+    }
+
+
+def test_a_sweep_measures_what_another_was_at_when_it_was_killed(data, capsys):
+    other = start(TINY, point_s=60)
+    while "measuring" not in other.stdout.readline():
+        assert other.poll() is None
+    killer = threading.Timer(0.5, other.kill)
+    killer.start()
+    sweep.run(**TINY)
+    assert not killer.is_alive()  # it waited for its turn as long as the other lived
+    other.communicate()
+    each_point_once()
+    assert "8 points to measure, 0 stored already" in capsys.readouterr().out
+    assert sweep.finished("tiny")
 
 
 def test_a_killed_sweep_continues(data, capsys):
     profile = TINY | {"grids": [{"H": list(range(1, 21)), "T": [2], "B": [1]}]}
     file = store.results_folder() / "tiny.csv"
-    sweeping = subprocess.Popen([sys.executable, "-c", KILLED, repr(profile)], stderr=subprocess.DEVNULL)
+    sweeping = start(profile)
     deadline = time.monotonic() + 30
     while not (file.exists() and file.read_bytes().count(b"\n") > 12) and time.monotonic() < deadline:
         time.sleep(0.01)
-    os.kill(sweeping.pid, signal.SIGKILL)
-    sweeping.wait()
+    sweeping.kill()
+    sweeping.communicate()
     stored = len(store.newest("tiny"))
     assert 0 < stored < 40
     assert not sweep.finished("tiny")
@@ -283,6 +336,19 @@ def test_the_command_measures_through_the_notebook(tiny, tmp_path):
     finally:
         executed.unlink(missing_ok=True)
     each_point_once(name)
+
+
+def test_each_sweep_has_a_notebook_of_its_own_until_it_is_done(tmp_path, monkeypatch):
+    used = []
+
+    def execute(source, target, parameters, limit_s):
+        used.append(target)
+        target.write_text("executed")
+
+    monkeypatch.setattr(notebooks, "execute", execute)
+    sweep.execute({"experiment": "tiny"}, tmp_path / "tiny.ipynb")
+    assert used == [tmp_path / f"tiny-{os.getpid()}.ipynb"]
+    assert sorted(os.listdir(tmp_path)) == ["data", "tiny.ipynb"]
 
 
 def test_no_place_for_results_is_one_line(data, tiny):

@@ -45,7 +45,6 @@ def peaks_of(name: str, folder: Path, **other: object) -> dict:
     """Peaks and caches of a machine, on the disk: a multiply-add takes 1 ns whatever the shape."""
     found = simple_peaks() | {
         "version": peaks.VERSION, "measured": "2026-01-31", "counter_barrier": {"2": 0.5e-6},
-        "python_launch": {"2": 1e-4},
     } | other  # fmt: skip
     place = folder / "results" / name
     place.mkdir(parents=True, exist_ok=True)
@@ -308,16 +307,13 @@ def test_meetings() -> None:
     assert "with 2 threads, a barrier of flags costs 1 µs, a barrier with one counter 0.50 times as much, " in bold(
         said
     )
-    assert "a new parallel region 5.0 times as much, starting Python threads 100 times as much; a whole step" in bold(
-        said
-    )
-    assert said.data.count("It held.") == 3
+    assert "a new parallel region 5.0 times as much; a whole step" in bold(said)
+    assert said.data.count("It held.") == 2
     assert "cores busy" not in said.data
     assert tell.NOT_MEASURED in on_threads.meetings(synthetic(), "unknown").data
-    peaks_of("a-machine", corpus.data_folder(), barrier={"2": 8e-3}, python_launch={})
+    peaks_of("a-machine", corpus.data_folder(), barrier={"2": 8e-3})
     busy = on_threads.meetings(pd.DataFrame(columns=COLUMNS), "a-machine").data
     assert "a barrier of flags costs 8 ms" in busy
-    assert "Python threads 100" not in busy
     assert "while other programs kept the cores busy" in busy
 
 
