@@ -144,7 +144,7 @@ def share_of_rows(job, own, flags, rank, size):
             barrier(flags, rank, size, epoch, job.control, own)  # softmax needs the logits of all threads
             mark(job, own, OUTPUTS)
             for r in range(rank, steps * B, size):
-                output_row(job, job.logits, r, False, t0, r, 0, B)
+                output_row(job, job.logits, r, False, t0 + r // B, r % B)
         previous = (steps - 1) * B * ld
     if rank == 0:
         last_states(job, job.states, parity, half, previous, 0, B)

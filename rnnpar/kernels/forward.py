@@ -143,8 +143,12 @@ def outputs(job, rank, states, r0, r1, logits, t0, first, count):
         output_logits(job, at(states, r * ld), rows, logits, 0, q1)
         if together:
             exp_inplace(carray(logits, rows * q1 * WIDTH))
+        t, j = divmod(r, count)
         for i in range(rows):
-            output_row(job, logits, i, together, t0, r + i, first, count)
+            output_row(job, logits, i, together, t0 + t, first + j)
+            j += 1
+            if j == count:
+                t, j = t + 1, ZERO
 
 
 @jit(inline="always")
@@ -157,11 +161,10 @@ def output_logits(job, states, rows, logits, q0, q1):
 
 
 @jit(inline="always")
-def output_row(job, logits, i, is_exp, t0, r, first, count):
-    """y = softmax of the i-th row of logits, or of what is exp of them; row r of the chunk that begins at step t0."""
+def output_row(job, logits, i, is_exp, t, j):
+    """y = softmax of the i-th row of logits, or of what is exp of them, at step t for sequence j of the batch."""
     O, ldo = job.O, job.ldo
-    t, j = divmod(r, count)
-    row, into = view(logits, i * ldo, ldo), view(job.y, ((t0 + t) * job.B + first + j) * O, O)
+    row, into = view(logits, i * ldo, ldo), view(job.y, (t * job.B + j) * O, O)
     if is_exp:
         scale_into(row, np.float32(1) / sum_of(row), into)
     else:
@@ -330,8 +333,8 @@ class Forward:
 
 
 def batch_region(rank, size, job):
-    """Each thread its own sequences of the batch, from the first step to the last."""
-    first, end = job.B * rank // size, job.B * (rank + 1) // size
+    """Each thread its own sequences of the batch, from the first step to the last; the first threads the most."""
+    first, end = (job.B * rank + size - 1) // size, (job.B * (rank + 1) + size - 1) // size
     states = at(job.states, rank * job.L * 2 * job.chunk * job.count * job.ld)
     if end > first:
         sequences(job, rank, states, at(job.logits, rank * job.block * job.ldo), first, end - first)
