@@ -129,6 +129,9 @@ def launch(team, function, job, size, x, h0, y, h):
 
     team, function, job: addresses. x, h0, y, h: the call's arrays as Python's objects, by their addresses, or zeros.
     """
+    words = int64s(team)
+    if size > 1 and words[BUSY] != 0:  # a signal's handler, called from a region, wants another
+        return NESTED
     fields = int64s(job)
     control = int64s(fields[0])
     control[STOP] = control[WORK] = control[LOOKED] = 0
@@ -140,9 +143,6 @@ def launch(team, function, job, size, x, h0, y, h):
     if size == 1:
         call_address(function, (0, 1, job))
         return control[STOP]
-    words = int64s(team)
-    if words[BUSY] != 0:  # a signal's handler, called from a region, wants another
-        return NESTED
     words[BUSY] = 1
     words[COUNT] += 1
     ticket = words[COUNT]
@@ -224,11 +224,11 @@ class Team:
             box = aligned(BOX, np.int64)
             box[[RANK, SPIN, PARK]] = rank, self._spins, self._park_ns
             furnish(box.ctypes.data)
+            self._boxes.append(box)  # before its thread begins: an interrupt in here must not free what that watches
             thread = threading.Thread(target=serve, args=(box.ctypes.data,), name=f"rnnpar-{rank}", daemon=True)
             thread.start()
             box[THREAD] = thread.native_id
             self._threads.append(thread)
-            self._boxes.append(box)
             self._words = np.append(self._words, box.ctypes.data)
             self.address = self._words.ctypes.data
             self.size += 1
@@ -236,8 +236,9 @@ class Team:
     def close(self) -> None:
         """End the workers, when no region runs any more."""
         with self.lock:
-            for box, thread in zip(self._boxes, self._threads, strict=True):
+            for box in self._boxes:
                 dismiss(box.ctypes.data)
+            for thread in self._threads:
                 thread.join()
             self._boxes, self._threads, self.size = [], [], 1
 

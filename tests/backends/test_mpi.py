@@ -284,8 +284,13 @@ def test_an_interrupted_call_ends_the_ranks_and_the_next_one_starts_new_ones(int
 
 @pytest.mark.parametrize("seconds", [0.002, 0.01, 0.1, 0.4])
 def test_an_interrupted_start_leaves_nothing(interrupt, monkeypatch, tmp_path, seconds):
-    monkeypatch.setattr(mpi_start.tempfile, "mkdtemp", lambda **how: str(tmp_path / "rnnpar-x"))
-    (tmp_path / "rnnpar-x").mkdir()
+    folder = tmp_path / "rnnpar-x"
+
+    def mkdtemp(**how):
+        folder.mkdir()  # only now: the interrupt may come before
+        return str(folder)
+
+    monkeypatch.setattr(mpi_start.tempfile, "mkdtemp", mkdtemp)
     had = descriptors()
 
     def begin() -> None:
@@ -296,7 +301,7 @@ def test_an_interrupted_start_leaves_nothing(interrupt, monkeypatch, tmp_path, s
     with pytest.raises(Interrupted):
         begin()
     assert not psutil.Process().children(recursive=True)
-    assert not (tmp_path / "rnnpar-x").exists()
+    assert not folder.exists()
     assert descriptors() == had
 
 
