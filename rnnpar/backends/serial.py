@@ -54,15 +54,15 @@ def hoisted(net: RNN) -> Forward:
                     state = np.tanh(a[t] + state @ W, out=below[t])
                 h[index] = state
             y = all_steps(below, net.V, net.c)
-            for piece in pieces(y, ROW_COST * net.output_size):
+            for piece in pieces(y, ELEMENT * net.output_size):
                 y[piece] = softmax(y[piece])
         return y, h
 
     return forward
 
 
-PIECE = 1 << 31  # multiply-adds, some tenth of a second: Python hears an interrupt only between two calls of NumPy
-ROW_COST = 100  # an element's exp, and all else that softmax does to it, in multiply-adds
+PIECE = 1 << 29  # multiply-adds, some hundredths of a second: Python hears an interrupt only between two calls of NumPy
+ELEMENT = 100  # multiply-adds in the time of an element's exp, or of its first way to memory
 
 
 def quiet() -> np.errstate:
@@ -75,7 +75,7 @@ def all_steps(x: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.ndarra
     T, B, K = x.shape
     N = len(bias)
     out = np.empty((T, B, N), np.float32)
-    for piece in pieces(x, N * (K + 1)):
+    for piece in pieces(x, N * (K + ELEMENT)):
         np.matmul(x[piece].reshape(-1, K), weights.T, out=out[piece].reshape(-1, N))
         out[piece] += bias
     return out

@@ -142,8 +142,11 @@ def wait(flags, index, value, control, rank, place):
     cores, number, size = place
     polls = ZERO
     while load_acquire(flags, index) < value:
-        if polls == 0 and size > 1:
-            polls = cores[number * LINE + SKIP]
+        if polls == 0:
+            if load_acquire(control, STOP) != 0:  # at once: there may be thousands of steps to the end of a chunk
+                return
+            if size > 1:
+                polls = cores[number * LINE + SKIP]
         polls += 1
         if polls < SPINS:
             pause()

@@ -299,7 +299,7 @@ class Forward:
         self.job = Job(threads, **FIELDS, **fields_of(net, packed), ready=np.int64, **extra)
         self.region = Region(function, self.job)
         self.plan: Plan | None = None
-        self.ready = np.zeros(0, np.int64)
+        self.ready, self.used = np.zeros(0, np.int64), False
         self.info: dict[str, Any] = {}
 
     def __call__(self, x: np.ndarray, h0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -307,16 +307,24 @@ class Forward:
         if self.plan is None or self.plan.B != B or self.plan.T != T:
             self._fit(T, B)
         y, h = self.plan.results()
-        if self.ready.size:
+        if self.used:
             self.ready.fill(0)
+        self.used = True
+        try:
+            self._run(x, h0, y, h)
+        except BaseException:
+            self.plan = None  # new buffers: to make all flags of a long call zeros again might take a second
+            raise
+        return y, h
+
+    def _run(self, *arrays: np.ndarray) -> None:
         if self.marks is None:
-            self.region.run(x, h0, y, h)
-            return y, h
+            self.region.run(*arrays)
+            return
         self.marks[:, 0] = 0
         start = time.clock_gettime_ns(CLOCK)
-        self.region.run(x, h0, y, h)
+        self.region.run(*arrays)
         self.info = {"trace": trace.Trace.of(self.marks, start, time.clock_gettime_ns(CLOCK))}
-        return y, h
 
     def _fit(self, T: int, B: int) -> None:
         """Buffers for another shape. An interrupt in here leaves no plan, and the next call makes it anew."""
@@ -324,7 +332,7 @@ class Forward:
         plan = Plan.of(self.net, T, B, -(-B // self.share))
         fields = dict(T=T, B=B, count=plan.count, block=plan.block, chunk=plan.chunk) | self.buffers(plan)
         self.job.set(**fields)
-        self.ready = fields.get("ready", self.ready)
+        self.ready, self.used = fields.get("ready", self.ready), False  # new flags are zeros
         self.plan = plan
 
     def close(self) -> None:
