@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -53,3 +57,28 @@ def the_same_peaks_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+class Interrupted(TimeoutError):
+    """As a handler of SIGALRM raises it; many a system call raises a TimeoutError, too."""
+
+
+@pytest.fixture
+def interrupt():
+    """interrupt(seconds): a signal's handler raises Interrupted so many seconds later."""
+
+    def handler(number, frame):
+        raise Interrupted
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    timers = []
+
+    def after(seconds: float) -> float:
+        timers.append(threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGUSR1)))
+        timers[-1].start()
+        return time.monotonic() + seconds
+
+    yield after
+    for timer in timers:
+        timer.join()
+    signal.signal(signal.SIGUSR1, before)

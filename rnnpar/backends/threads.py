@@ -63,7 +63,7 @@ def timestep_region(rank, size, job):
             step(before, lda, B, H, at(job.panels, job.table[3 * l + 1]), now, ld, ZERO, ld // WIDTH, t)
             store_release(job.ready, t * LINE, l + 1)
         mark(job, rank, OUTPUTS)
-        outputs(job, rank, now, 0, B, at(job.logits, rank * job.block * job.ldo), t, 0, B)
+        outputs(job, rank, now, ZERO, B, at(job.logits, rank * job.block * job.ldo), t, ZERO, B)
     if rank == 0:
         mark(job, rank, WAIT)
         wait(job.ready, (T - 1) * LINE, L, job.control, rank, place)
@@ -135,7 +135,7 @@ def share_of_rows(job, own, flags, rank, size):
         mark(job, own, OUTPUTS)
         if steps * B >= 4 * size or steps * B > job.block:  # enough rows for every thread
             r0, r1 = share(steps * B, rank, size)
-            outputs(job, own, top, r0, r1, at(job.logits, rank * job.block * job.ldo), t0, 0, B)
+            outputs(job, own, top, r0, r1, at(job.logits, rank * job.block * job.ldo), t0, ZERO, B)
         else:  # a few rows, such as a single step of a single sequence: the rows of V are shared out instead
             P = job.ldo // WIDTH
             output_logits(job, top, steps * B, job.logits, P * rank // size, P * (rank + 1) // size)
@@ -147,7 +147,7 @@ def share_of_rows(job, own, flags, rank, size):
                 output_row(job, job.logits, r, False, t0 + r // B, r % B)
         previous = (steps - 1) * B * ld
     if rank == 0:
-        last_states(job, job.states, parity, half, previous, 0, B)
+        last_states(job, job.states, parity, half, previous, ZERO, B)
     mark(job, own, DONE)
 
 
@@ -248,7 +248,7 @@ def task(job, rank, stage, c, chunks, place):
     if stage == 2 * L:
         wait_for(job, rank, chunks, stage - 1, c, place)
         mark(job, rank, OUTPUTS)
-        outputs(job, rank, states, 0, steps * B, at(job.logits, rank * job.block * job.ldo), t0, 0, B)
+        outputs(job, rank, states, ZERO, steps * B, at(job.logits, rank * job.block * job.ldo), t0, ZERO, B)
     elif stage % 2 == 0:
         # The last state of what the slot held was the start of the chunk after it, and all of it was read by the
         # layer above.

@@ -191,10 +191,10 @@ def sequences(job, rank, states, logits, first, count):
             mark(job, rank, INPUTS)
             if l == 0:
                 source = at(job.x, (t0 * B + first) * I)
-                inputs(job, l, source, B * I, I, steps, count, s, 0, ld // WIDTH)
+                inputs(job, l, source, B * I, I, steps, count, s, ZERO, ld // WIDTH)
             else:
                 below = at(states, (2 * (l - 1) + parity) * half)
-                inputs(job, l, below, count * ld, ld, steps, count, s, 0, ld // WIDTH)
+                inputs(job, l, below, count * ld, ld, steps, count, s, ZERO, ld // WIDTH)
             mark(job, rank, STEPS)
             if t0 == 0:
                 steps_of(job, l, s, at(job.h0, (l * B + first) * H), H, count, steps)
@@ -202,7 +202,7 @@ def sequences(job, rank, states, logits, first, count):
                 steps_of(job, l, s, at(states, (2 * l + 1 - parity) * half + previous), ld, count, steps)
         mark(job, rank, OUTPUTS)
         top = at(states, (2 * (L - 1) + parity) * half)
-        outputs(job, rank, top, 0, steps * count, logits, t0, first, count)
+        outputs(job, rank, top, ZERO, steps * count, logits, t0, first, count)
         previous = (steps - 1) * count * ld
     last_states(job, states, parity, half, previous, first, count)
     mark(job, rank, DONE)
@@ -247,10 +247,10 @@ class Plan:
         block = min(round_up(chunk * count, ROWS), max(ROWS, logits // ldo // ROWS * ROWS), 64 // ROWS * ROWS)
         return cls(net, T, B, count, chunk, block)
 
-    def states(self, copies: int = 1, chunks: int = 2) -> np.ndarray:
-        """Room for the hidden states of so many chunks of every layer, `copies` times."""
+    def states(self, copies: int = 1) -> np.ndarray:
+        """Room for the hidden states of two chunks of every layer, `copies` times."""
         ld = round_up(self.net.hidden_size, WIDTH)
-        return aligned(copies * self.net.num_layers * chunks * self.chunk * self.count * ld)
+        return aligned(copies * self.net.num_layers * 2 * self.chunk * self.count * ld)
 
     def logits(self, copies: int = 1) -> np.ndarray:
         """Room for one block of logits, `copies` times."""

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 import uuid
 import warnings
@@ -22,7 +21,7 @@ from rnnpar import machine, registry
 from rnnpar.backends import mpi_start
 from rnnpar.backends.mpi import LAUNCHED, size_told
 from rnnpar.runner import Runner
-from tests.conftest import assert_matches_oracle, random_input
+from tests.conftest import Interrupted, assert_matches_oracle, random_input
 
 pytest.importorskip("mpi4py")
 pytestmark = pytest.mark.filterwarnings("ignore:[0-9]+ ranks x")
@@ -234,31 +233,6 @@ def test_a_rank_that_is_killed_within_a_call():
             often(run, x)
         killer.wait()
         assert ended(pids, 5)
-
-
-class Interrupted(TimeoutError):
-    """As a handler of SIGALRM raises it; many a system call raises a TimeoutError, too."""
-
-
-@pytest.fixture
-def interrupt():
-    """interrupt(seconds): a signal's handler raises Interrupted so many seconds later."""
-
-    def handler(number, frame):
-        raise Interrupted
-
-    before = signal.signal(signal.SIGUSR1, handler)
-    timers = []
-
-    def after(seconds: float) -> float:
-        timers.append(threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGUSR1)))
-        timers[-1].start()
-        return time.monotonic() + seconds
-
-    yield after
-    for timer in timers:
-        timer.join()
-    signal.signal(signal.SIGUSR1, before)
 
 
 def descriptors() -> int:

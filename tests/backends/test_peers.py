@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import rnnpar
 from rnnpar import machine, registry
 from rnnpar.backends import peers
 from rnnpar.runner import Runner
-from tests.conftest import assert_matches_oracle, random_input
+from tests.conftest import Interrupted, assert_matches_oracle, random_input
 
 ROOT = Path(__file__).parents[2]
 X, H0 = np.zeros((3, 2, 4), np.float32), np.ones((1, 2, 5), np.float32)
@@ -225,31 +224,6 @@ def test_an_error_in_the_child_is_told_and_the_child_stays():
 def test_an_error_while_preparing_is_told():
     with pytest.raises(RuntimeError, match=r"(?s)peers/odd failed.*cannot prepare this"):
         child("refuses")
-
-
-class Interrupted(TimeoutError):
-    """As a handler of SIGALRM raises it; many a system call raises a TimeoutError, too."""
-
-
-@pytest.fixture
-def interrupt():
-    """interrupt(seconds): a signal's handler raises Interrupted so many seconds later."""
-
-    def handler(number, frame):
-        raise Interrupted
-
-    before = signal.signal(signal.SIGUSR1, handler)
-    timers = []
-
-    def after(seconds: float) -> float:
-        timers.append(threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGUSR1)))
-        timers[-1].start()
-        return time.monotonic() + seconds
-
-    yield after
-    for timer in timers:
-        timer.join()
-    signal.signal(signal.SIGUSR1, before)
 
 
 def test_an_interrupt_ends_the_child_rather_than_mix_up_answers(interrupt):
