@@ -34,7 +34,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from rnnpar import machine, model_ranks
-from rnnpar.backends.threads import share, share_of_rows, split
+from rnnpar.backends.threads import rows_region, share, split
 from rnnpar.kernels.atomics import ONE, SPINS, ZERO, barrier, stopped
 from rnnpar.kernels.forward import (
     FIELDS,
@@ -182,11 +182,6 @@ def recurrence(job, l, states, thread, threads, p0, p1, done):
         barrier(job.flags, thread, threads, met, job.control, thread)  # all of h[t] is there
         if stopped(job.control, thread, B * H * H):
             return
-
-
-def window_region(thread, threads, job):
-    """What a thread of `threads/rows` does: this one is number first + thread of all ranks' threads together."""
-    share_of_rows(job, thread, job.sync, job.first + thread, job.everyone)
 
 
 def batch_region(thread, threads, job):
@@ -356,7 +351,7 @@ class Batch(Strategy):
     """`batch` on one rank."""
 
     region_function = batch_region
-    fields: ClassVar = dict(first=0, end=0)
+    fields: ClassVar = dict(end=0)
 
     def run(self, x: np.ndarray, h0: np.ndarray, y: np.ndarray, h: np.ndarray) -> None:
         T, B, _ = x.shape
@@ -409,7 +404,7 @@ class Chunked(Strategy):
     def _prepare(self) -> None:
         self.alone = Exchange(self.ranks.comm, ALONE, 1, 1)
         self.fields = self.alone.fields | dict(
-            first=0, end=0, number=0, t0=0, steps=0, slots=self.slots, q0=0, q1=self.ld // WIDTH, overlap=0, epoch=0,
+            end=0, number=0, t0=0, steps=0, slots=self.slots, q0=0, q1=self.ld // WIDTH, overlap=0, epoch=0,
             y_step=0,
         )  # fmt: skip
 
@@ -434,8 +429,8 @@ class Chunked(Strategy):
 class RowsInWindow(Strategy):
     """`rows` on one rank, where all of them share memory: all ranks' threads are one team with states in a window."""
 
-    region_function = window_region
-    fields: ClassVar = dict(sync=np.int64, first=0, everyone=0)
+    region_function = rows_region
+    fields: ClassVar = {}
 
     def _prepare(self) -> None:
         self.all = self.ranks.size * self.threads
@@ -453,7 +448,7 @@ class RowsInWindow(Strategy):
         now, then = self.sync[self.calls % 2], self.sync[(self.calls + 1) % 2]
         then[self.first * LINE : (self.first + self.threads) * LINE : LINE] = 0
         self.calls += 1
-        self.job.set(sync=now)
+        self.job.set(flags=now)
         self.region.run(x, h0, y, h)
         self.ranks.meet()
 

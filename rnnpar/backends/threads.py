@@ -92,14 +92,10 @@ def timestep(net: RNN, threads: int, trace: bool = False) -> Forward:
 # --- rows: every step shared by all threads ----------------------------------------------------------------------
 
 
-def rows_region(rank, size, job):
-    share_of_rows(job, rank, job.flags, rank, size)
-
-
-@jit()
-def share_of_rows(job, own, flags, rank, size):
-    """What thread `rank` of `size` does; own: its rank in this process, whose threads may be a part of them (mpi)."""
+def rows_region(own, threads, job):
+    """Thread `own` of this process is number `rank` of `size`: more than `threads`, where ranks share memory (mpi)."""
     T, B, L, I, H, ld = job.T, job.B, job.L, job.I, job.H, job.ld
+    rank, size, flags = job.first + own, job.everyone, job.flags
     place = (flags, rank, size)
     Q = ld // WIDTH
     q0, q1 = Q * rank // size, Q * (rank + 1) // size  # the panels, so rows of U and W, that this thread owns

@@ -296,7 +296,8 @@ class Forward:
         self.net, self.share, self.buffers = net, threads if share else 1, buffers
         self.marks = trace.buffer(threads) if traced else None
         extra = {"trace": self.marks, "marks": self.marks.shape[1]} if traced else {}
-        self.job = Job(threads, **FIELDS, **fields_of(net, packed), ready=np.int64, **extra)
+        fields = FIELDS | fields_of(net, packed) | extra
+        self.job = Job(threads, **fields | dict(everyone=threads, ready=np.int64))
         self.region = Region(function, self.job)
         self.plan: Plan | None = None
         self.ready, self.used = np.zeros(0, np.int64), False
@@ -358,9 +359,10 @@ def batch_forward(net: RNN, threads: int, dtype: str = "float32", traced: bool =
 
 
 # The fields of a forward pass's job: the call's arrays, in the order in which team.Region takes them, then the rest.
+# `first`, `everyone`: where this process's threads begin among all threads that share the work, and how many those are.
 FIELDS: dict[str, Any] = dict(
     x=np.float32, h0=np.float32, y=np.float32, h=np.float32, states=np.float32, logits=np.float32,
-    T=0, B=0, count=0, block=0, chunk=0,
+    T=0, B=0, count=0, block=0, chunk=0, first=0, everyone=0,
 )  # fmt: skip
 
 

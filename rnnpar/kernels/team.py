@@ -67,6 +67,8 @@ def serve(box):
     """Run what comes into a mailbox, until a job without a function comes. box: the mailbox's address."""
     box = int64s(box)
     ticket = ZERO
+    init_mutex((address_of(at(box, MUTEX)), 0))  # before it says for the first time that it sleeps
+    init_condition((address_of(at(box, CONDITION)), 0))
     while True:
         ticket = next_ticket(box, ticket)
         if box[FUNCTION] == 0:
@@ -182,14 +184,6 @@ def wake(box):
 
 
 @jit()
-def furnish(box):
-    """Make a new mailbox's mutex and condition variable. box: its address."""
-    box = int64s(box)
-    init_mutex((address_of(at(box, MUTEX)), 0))
-    init_condition((address_of(at(box, CONDITION)), 0))
-
-
-@jit()
 def dismiss(box):
     """End the worker of a mailbox. box: its address."""
     box = int64s(box)
@@ -223,7 +217,6 @@ class Team:
         for rank in range(self.size, size):
             box = aligned(BOX, np.int64)
             box[[RANK, SPIN, PARK]] = rank, self._spins, self._park_ns
-            furnish(box.ctypes.data)
             self._boxes.append(box)  # before its thread begins: an interrupt in here must not free what that watches
             thread = threading.Thread(target=serve, args=(box.ctypes.data,), name=f"rnnpar-{rank}", daemon=True)
             thread.start()
@@ -316,5 +309,4 @@ def _compile() -> None:
         raise RuntimeError("in this build of Python an array's data is not where NumPy's C interface says; rnnpar "
                            "needs an ordinary CPython")  # fmt: skip
     launch.compile((types.int64,) * 8)
-    for function in (serve, furnish, dismiss):
-        function.compile((types.int64,))
+    serve.compile((types.int64,))
