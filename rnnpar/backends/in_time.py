@@ -467,7 +467,7 @@ class Threads:
     def begin(self, plan: Plan, x: np.ndarray, h0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if plan != self.plan:
             self._fit(plan)
-        self.x = x.reshape(-1)
+        self.x = x
         self.state = h0.astype(np.float32, copy=True)
         y, h = self.outputs_plan.results()
         self.job.set(y=y)
@@ -492,9 +492,8 @@ class Threads:
 
     def inputs(self, layer: int, t0: int, steps: int) -> None:
         """z of the window, and the guess: zeros behind the known state."""
-        I, width = self.net.input_size, self.plan.B * self.plan.ld
-        source, stride = (self.x[t0 * self.plan.B * I :], I) if layer == 0 else (self.h[width:], self.plan.ld)
-        self.job.set(source=source, stride=stride, layer=layer, T=steps)
+        width = self.plan.B * self.plan.ld
+        self.job.set(x=self.x[t0:], layer=layer, T=steps)
         self.inputs_on.run()
         self.h.fill(0)
         self.h[:width].reshape(self.plan.B, -1)[:, : self.net.hidden_size] = self.state[layer]
@@ -539,7 +538,7 @@ class Threads:
 
     def results(self, y: np.ndarray, h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         self.x = None
-        self.job.set(y=np.zeros(1, np.float32), source=np.zeros(1, np.float32))  # the caller's own, no more held here
+        self.job.set(x=np.zeros(1, np.float32), y=np.zeros(1, np.float32))  # the caller's own, no more held here
         return y, h
 
     def _diagonal(self, layer: int) -> np.ndarray:

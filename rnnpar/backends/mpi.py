@@ -132,11 +132,9 @@ def chunk_region(thread, threads, job):
         if stage == 2 * job.L:
             r0, r1 = share(steps * B, job.rank * threads + thread, job.ranks * threads)
             outputs(job, thread, states, r0, r1, at(job.logits, thread * job.block * job.ldo), job.y_step, ZERO, B)
-        elif stage == 0:
-            inputs(job, l, at(job.x, job.t0 * B * I), B * I, I, steps, B, states, p0, p1)
         elif stage % 2 == 0:
-            below = at(job.states, (job.slots * (l - 1) + job.number % job.slots) * size)
-            inputs(job, l, below, B * ld, ld, steps, B, states, p0, p1)
+            below = at(job.states, (job.slots * max(l - 1, 0) + job.number % job.slots) * size)
+            inputs(job, l, job.t0, ZERO, below, steps, B, states, p0, p1)
         else:
             recurrence(job, l, states, thread, threads, p0, p1, epoch)
             epoch += steps

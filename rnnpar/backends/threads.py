@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rnnpar.kernels.atomics import ZERO, barrier, fetch_add, stopped, store_release, wait, wait_for_others
+from rnnpar.kernels.atomics import ONE, ZERO, barrier, fetch_add, stopped, store_release, wait, wait_for_others
 from rnnpar.kernels.forward import (
     Forward,
     Plan,
@@ -50,10 +50,7 @@ def timestep_region(rank, size, job):
                 return
             below, now = now, at(job.states, (l * T + t) * B * ld)
             mark(job, rank, INPUTS)
-            if l == 0:
-                inputs(job, l, at(job.x, t * B * I), B * I, I, 1, B, now, ZERO, ld // WIDTH)
-            else:
-                inputs(job, l, below, B * ld, ld, 1, B, now, ZERO, ld // WIDTH)
+            inputs(job, l, t, ZERO, below, ONE, B, now, ZERO, ld // WIDTH)
             before, lda = at(job.h0, l * B * H), H
             if t > 0:
                 mark(job, rank, WAIT)
@@ -101,19 +98,16 @@ def rows_region(own, threads, job):
     q0, q1 = Q * rank // size, Q * (rank + 1) // size  # the panels, so rows of U and W, that this thread owns
     half = job.chunk * B * ld
     previous = epoch = parity = ZERO
+    states = at(job.states, ZERO)
     for t0 in range(0, T, job.chunk):
         steps = min(job.chunk, T - t0)
         parity = (t0 // job.chunk) % 2
         for l in range(L):
             if stopped(job.control, own, steps * B * H * (H + I)):
                 return
-            states = at(job.states, (2 * l + parity) * half)
+            below, states = states, at(job.states, (2 * l + parity) * half)
             mark(job, own, INPUTS)
-            if l == 0:
-                inputs(job, l, at(job.x, t0 * B * I), B * I, I, steps, B, states, q0, q1)
-            else:
-                below = at(job.states, (2 * (l - 1) + parity) * half)
-                inputs(job, l, below, B * ld, ld, steps, B, states, q0, q1)
+            inputs(job, l, t0, ZERO, below, steps, B, states, q0, q1)
             for t in range(steps):
                 now = at(states, t * B * ld)
                 mark(job, own, STEPS)
@@ -127,14 +121,13 @@ def rows_region(own, threads, job):
                 store_release(flags, rank * LINE, epoch)
             mark(job, own, WAIT)
             wait_for_others(flags, rank, size, epoch, job.control, own)  # what comes next reads all the chunk's states
-        top = at(job.states, (2 * (L - 1) + parity) * half)
         mark(job, own, OUTPUTS)
         if steps * B >= 4 * size or steps * B > job.block:  # enough rows for every thread
             r0, r1 = share(steps * B, rank, size)
-            outputs(job, own, top, r0, r1, at(job.logits, rank * job.block * job.ldo), t0, ZERO, B)
+            outputs(job, own, states, r0, r1, at(job.logits, rank * job.block * job.ldo), t0, ZERO, B)
         else:  # a few rows, such as a single step of a single sequence: the rows of V are shared out instead
             P = job.ldo // WIDTH
-            output_logits(job, top, steps * B, job.logits, P * rank // size, P * (rank + 1) // size)
+            output_logits(job, states, steps * B, job.logits, P * rank // size, P * (rank + 1) // size)
             epoch += 1
             mark(job, own, WAIT)
             barrier(flags, rank, size, epoch, job.control, own)  # softmax needs the logits of all threads
@@ -236,7 +229,7 @@ def wavefront_region(rank, size, job):
 @jit()
 def task(job, rank, stage, c, chunks, place):
     """Stage 2 l is U x of layer l, 2 l + 1 its recurrence, 2 L the output; of chunk c, once what it needs is there."""
-    B, L, I, H, ld = job.B, job.L, job.I, job.H, job.ld
+    B, L, H, ld = job.B, job.L, job.H, job.ld
     l, t0 = min(stage // 2, L - 1), c * job.chunk
     steps, slot = min(job.chunk, job.T - t0), job.chunk * B * ld
     states = at(job.states, (l * SLOTS + c % SLOTS) * slot)
@@ -253,11 +246,8 @@ def task(job, rank, stage, c, chunks, place):
         if l > 0:
             wait_for(job, rank, chunks, stage - 1, c, place)
         mark(job, rank, INPUTS)
-        if l == 0:
-            inputs(job, l, at(job.x, t0 * B * I), B * I, I, steps, B, states, ZERO, ld // WIDTH)
-        else:
-            below = at(job.states, ((l - 1) * SLOTS + c % SLOTS) * slot)
-            inputs(job, l, below, B * ld, ld, steps, B, states, ZERO, ld // WIDTH)
+        below = at(job.states, (max(l - 1, 0) * SLOTS + c % SLOTS) * slot)
+        inputs(job, l, t0, ZERO, below, steps, B, states, ZERO, ld // WIDTH)
     else:
         wait_for(job, rank, chunks, stage - 1, c, place)
         wait_for(job, rank, chunks, stage, c - 1, place)

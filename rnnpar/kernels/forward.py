@@ -51,13 +51,16 @@ SHORT = 512  # outputs up to which exp takes a block of rows in one go, since st
 
 
 @jit()
-def inputs(job, l, source, step_stride, row_stride, steps, count, states, q0, q1):
-    """states[t * count + j] = b + U source[t * step_stride + j * row_stride] of layer l, panels q0 to q1.
+def inputs(job, l, t0, first, below, steps, count, states, q0, q1):
+    """states = b + U x of layer l, from step t0 and sequence `first` on, or b + U below; panels q0 to q1.
 
-    source, states: pointers to the first row; a row of states is job.ld elements.
+    below, states: pointers to the first of steps * count rows; of x the first layer reads the same steps and sequences.
     """
-    K = job.I if l == 0 else job.H
-    u, b, ld = at(job.panels, job.table[3 * l]), at(job.bias, job.table[3 * l + 2]), job.ld
+    ld = job.ld
+    K, source, step_stride, row_stride = job.H, below, count * ld, ld
+    if l == 0:
+        K, source, step_stride, row_stride = job.I, at(job.x, (t0 * job.B + first) * job.I), job.B * job.I, job.I
+    u, b = at(job.panels, job.table[3 * l]), at(job.bias, job.table[3 * l + 2])
     for q in range(q0, q1):
         panel, bias, s = at(u, q * K * WIDTH), at(b, q * WIDTH), at(states, q * WIDTH)
         if step_stride == count * row_stride:  # the rows lie one behind the other: one product
@@ -181,28 +184,23 @@ def sequences(job, rank, states, logits, first, count):
     T, B, L, I, H, ld = job.T, job.B, job.L, job.I, job.H, job.ld
     half = job.chunk * count * ld
     previous = parity = ZERO
+    s = states
     for t0 in range(0, T, job.chunk):
         steps = min(job.chunk, T - t0)
         parity = (t0 // job.chunk) % 2
         for l in range(L):
             if stopped(job.control, rank, steps * count * H * (H + I)):
                 return
-            s = at(states, (2 * l + parity) * half)
+            below, s = s, at(states, (2 * l + parity) * half)
             mark(job, rank, INPUTS)
-            if l == 0:
-                source = at(job.x, (t0 * B + first) * I)
-                inputs(job, l, source, B * I, I, steps, count, s, ZERO, ld // WIDTH)
-            else:
-                below = at(states, (2 * (l - 1) + parity) * half)
-                inputs(job, l, below, count * ld, ld, steps, count, s, ZERO, ld // WIDTH)
+            inputs(job, l, t0, first, below, steps, count, s, ZERO, ld // WIDTH)
             mark(job, rank, STEPS)
             if t0 == 0:
                 steps_of(job, l, s, at(job.h0, (l * B + first) * H), H, count, steps)
             else:
                 steps_of(job, l, s, at(states, (2 * l + 1 - parity) * half + previous), ld, count, steps)
         mark(job, rank, OUTPUTS)
-        top = at(states, (2 * (L - 1) + parity) * half)
-        outputs(job, rank, top, ZERO, steps * count, logits, t0, first, count)
+        outputs(job, rank, s, ZERO, steps * count, logits, t0, first, count)
         previous = (steps - 1) * count * ld
     last_states(job, states, parity, half, previous, first, count)
     mark(job, rank, DONE)

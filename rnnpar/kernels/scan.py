@@ -352,7 +352,7 @@ def _apart(a, b):
 FIELDS: dict[str, Any] = dict(
     z=np.float32, g=np.float32, r=np.float32, diagonal=np.float32, ends=np.float32, maps=np.float32,
     scratch=np.float32, noise=np.float32, zero=np.float32, alive=np.uint8, partial=np.float64, history=np.float64,
-    found=np.float64, source=np.float32, kind=0, w=0, layer=0, stride=0, S=0, n=0, room=0, signs=0, most=0, fresh=0,
+    found=np.float64, kind=0, w=0, layer=0, S=0, n=0, room=0, signs=0, most=0, fresh=0,
     keep=1.0, faded=0.0, rough=0.0, tolerance=0.0, small=0.0,
 )  # fmt: skip
 
@@ -561,8 +561,8 @@ def carry_errors(found, carried):
 
 
 def inputs_region(rank, size, job):
-    """z = b + U source of a layer, steps shared out; the source's rows are `stride` apart."""
-    T, B, stride, width = job.T, job.B, job.stride, job.B * job.ld
+    """z = b + U x, or U h of the layer below, which is still in h behind the known state; steps shared out."""
+    T, B, width = job.T, job.B, job.B * job.ld
     t0, t1 = T * rank // size, T * (rank + 1) // size
     K = job.I if job.layer == 0 else job.H
     block = max(BLOCK // B, 1)
@@ -570,8 +570,8 @@ def inputs_region(rank, size, job):
         steps = min(block, t1 - t)
         if stopped(job.control, rank, steps * B * K * job.H):
             return
-        source = at(job.source, t * B * stride)
-        inputs(job, job.layer, source, B * stride, stride, steps, B, at(job.z, t * width), ZERO, job.ld // WIDTH)
+        below, z = at(job.h, (t + 1) * width), at(job.z, t * width)
+        inputs(job, job.layer, t, ZERO, below, steps, B, z, ZERO, job.ld // WIDTH)
 
 
 def outputs_region(rank, size, job):
