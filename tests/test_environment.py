@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,15 @@ def files(module) -> list[Path]:
 def test_what_is_compiled_is_kept(module):
     assert module() == ("42 0", "")
     assert module() == ("42 1", "")
+
+
+def test_what_was_compiled_from_a_file_that_has_changed_is_not_run(module, tmp_path):
+    """A constant is no part of a function's byte code, and the new file is as long as the old one."""
+    assert module() == ("42 0", "")
+    file = tmp_path / "compiled_here.py"
+    file.write_text(MODULE.replace("2 * a", "3 * a"))
+    os.utime(file, (time.time() + 10,) * 2)  # past what the system's clock of files can tell apart
+    assert module() == ("63 0", "")
 
 
 @pytest.mark.parametrize("suffix", [".nbi", ".nbc"])

@@ -35,7 +35,7 @@ import numpy as np
 
 from rnnpar import machine, model_ranks
 from rnnpar.backends.threads import rows_region, share, split
-from rnnpar.kernels.atomics import ONE, SPINS, ZERO, barrier, stopped
+from rnnpar.kernels.atomics import ONE, SPINS, ZERO, meet, stopped
 from rnnpar.kernels.forward import (
     FIELDS,
     Plan,
@@ -165,8 +165,7 @@ def recurrence(job, l, states, thread, threads, p0, p1, done):
             tanh_panels(now, ld, B, p0, p1)
         else:
             step(before, lda, B, H, w, now, ld, p0, p1, t)
-        met += 1
-        barrier(job.flags, thread, threads, met, job.control, thread)  # all of this rank's columns are there
+        met = meet(job, thread, threads, met)  # all of this rank's columns are there
         begun = ZERO
         if thread == 0:
             epoch = job.epoch + done + t + 1
@@ -176,8 +175,7 @@ def recurrence(job, l, states, thread, threads, p0, p1, done):
                 accumulate(now, ld, B, H, own0, own1, w, at(now, B * ld), ld, q, q + 1, ZERO, ONE)
                 begun += 1
             collect(job, now, epoch)
-        met += 1
-        barrier(job.flags, thread, threads, met, job.control, thread)  # all of h[t] is there
+        met = meet(job, thread, threads, met)  # all of h[t] is there
         if stopped(job.control, thread, B * H * H):
             return
 

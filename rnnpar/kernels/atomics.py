@@ -202,6 +202,13 @@ def wait_for_others(flags, rank, size, epoch, control, own):
 
 
 @jit()
+def meet(job, rank, size, epoch):
+    """A barrier of a job's threads, after number `epoch` of them; returns its own number."""
+    barrier(job.flags, rank, size, epoch + 1, job.control, rank)
+    return epoch + 1
+
+
+@jit()
 def counter_barrier(counter, rank, size, epoch, control):
     """The same by one shared counter: one atomic addition each, then all watch the one line."""
     fetch_add(counter, 0, 1)

@@ -15,6 +15,7 @@ from typing import Any
 import numba
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
+PACKAGE = Path(__file__).parents[1]
 # Python's division raises on zero, and that branch would keep every loop with a division from vectorising.
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
 
@@ -61,12 +62,14 @@ class Cache(FunctionCache):
 
     Numba's own looks at the time stamp of the one file in which a function stands. A backend's compiled code also
     contains the kernels that it calls, so a change there would leave the old code in use; and after `git checkout`
-    time stamps say nothing at all. Hence a stamp of the contents of all of them.
+    time stamps say nothing at all. Hence a stamp of the contents of all of them, and Numba's for a file of yours.
     """
 
     def __init__(self, function: Callable):
         super().__init__(function)
-        self._cache_file = CheckedFile(self._cache_path, f"{self._impl.filename_base}.checked", stamp())
+        ours = Path(function.__code__.co_filename).is_relative_to(PACKAGE)
+        stamps = stamp(), None if ours else self._impl.locator.get_source_stamp()
+        self._cache_file = CheckedFile(self._cache_path, f"{self._impl.filename_base}.checked", stamps)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
@@ -110,8 +113,7 @@ class CheckedFile(IndexDataCacheFile):
 @cache
 def stamp() -> str:
     """A hash of every file whose code is compiled."""
-    package = Path(__file__).parents[1]
-    files = sorted([*(package / "kernels").glob("*.py"), *(package / "backends").glob("*.py")])
+    files = sorted([*(PACKAGE / "kernels").glob("*.py"), *(PACKAGE / "backends").glob("*.py")])
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from rnnpar.kernels.activations import exp_inplace, scale_into, softmax_row, sum_of, tanh_inplace
-from rnnpar.kernels.atomics import ZERO, barrier, counter_barrier
+from rnnpar.kernels.atomics import ZERO, barrier, counter_barrier, meet
 from rnnpar.kernels.blas import one_blas_thread
 from rnnpar.kernels.forward import SHORT, step
 from rnnpar.kernels.jit import jit
@@ -66,8 +66,8 @@ def exchange_region(rank, size, job):
 
 
 def barrier_region(rank, size, job):
-    for epoch in range(1, 1 + job.repeat):
-        barrier(job.flags, rank, size, epoch, job.control, rank)
+    for epoch in range(job.repeat):
+        meet(job, rank, size, epoch)
 
 
 def counter_region(rank, size, job):

@@ -25,7 +25,7 @@ import numpy as np
 from numba import carray
 
 from rnnpar.kernels.activations import CONTRACT, REDUCE, tanh_inplace
-from rnnpar.kernels.atomics import ONE, ZERO, barrier, stopped
+from rnnpar.kernels.atomics import ZERO, meet, stopped
 from rnnpar.kernels.forward import inputs, outputs
 from rnnpar.kernels.jit import jit
 from rnnpar.kernels.job import LINE, Job
@@ -329,11 +329,15 @@ def sweep(job, rank, s0, s1, state, product, again):
 
 
 @jit()
-def _resume(job, s0, s1, state):
-    """The segments s0 to s1 are to start from where those before them ended."""
+def _resume(job, s0, s1, state, again):
+    """The segments s0 to s1 are to start from where those before them ended; the first time, from zeros."""
     width = job.B * job.ld
     for s in range(s0, s1):
-        _put(view(state, (s - s0) * width, width), view(job.h, s * job.n * width, width))
+        start = view(state, (s - s0) * width, width)
+        if again or s == 0:
+            _put(start, view(job.h, s * job.n * width, width))
+        else:
+            _fill(start, np.float32(0))
 
 
 @jit()
@@ -365,7 +369,7 @@ def solve_region(rank, size, job):
     the last evaluation.
     """
     S, n, T, B, H, ld, most = job.S, job.n, job.T, job.B, job.H, job.ld, job.most
-    partial, history, control, flags = job.partial, job.history, job.control, job.flags
+    partial, history = job.partial, job.history
     s0, s1 = S * rank // size, S * (rank + 1) // size
     t0, t1 = min(T, s0 * n), min(T, s1 * n)
     width = B * ld
@@ -374,36 +378,21 @@ def solve_region(rank, size, job):
     state, product, start = own[:rows], own[rows : rows + max(rows, H * ld)], own[job.room - 2 * width :]
     epoch = corrections = stalled = ZERO
     best = np.inf
-    if job.kind == SEGMENTS and job.fresh:  # evaluating what is known to be only a guess would cost as much as a sweep
-        _fill(state, np.float32(0))
-        if s0 == 0:
-            _put(view(state, 0, width), view(job.h, 0, width))
-        sweep(job, rank, s0, s1, state, product, False)
-        epoch += 1
-        barrier(flags, rank, size, epoch, control, rank)
-        corrections += 1
-        history[0] = np.inf
-        if S > 1 and most > 1:
-            _resume(job, s0, s1, state)
-            epoch += 1
-            barrier(flags, rank, size, epoch, control, rank)
-            sweep(job, rank, s0, s1, state, product, True)
-            epoch += 1
-            barrier(flags, rank, size, epoch, control, rank)
-            corrections += 1
-            history[1] = np.inf
+    # To evaluate what is known to be only a guess would cost as much as a sweep.
+    unseen = min(2, S, most) if job.kind == SEGMENTS and job.fresh else 0
     while True:
-        mine = (2 * rank + corrections % 2) * LINE
-        partial[mine], partial[mine + 1] = evaluate(job, rank, t0 * B, t1 * B)
-        epoch += 1
-        barrier(flags, rank, size, epoch, control, rank)
-        if stopped(control, rank, ZERO):
-            return
-        residual = total = 0.0
-        for other in range(size):
-            part = (2 * other + corrections % 2) * LINE
-            residual = max(residual, partial[part])
-            total += partial[part + 1]
+        residual, total = np.inf, 0.0
+        if corrections >= unseen:
+            mine = (2 * rank + corrections % 2) * LINE
+            partial[mine], partial[mine + 1] = evaluate(job, rank, t0 * B, t1 * B)
+            epoch = meet(job, rank, size, epoch)
+            if stopped(job.control, rank, ZERO):
+                return
+            residual = 0.0
+            for other in range(size):
+                part = (2 * other + corrections % 2) * LINE
+                residual = max(residual, partial[part])
+                total += partial[part + 1]
         if not total >= 0:  # a NaN, which came with z: no iteration can get rid of it
             residual = np.nan
         if rank == 0:
@@ -417,22 +406,19 @@ def solve_region(rank, size, job):
             _add(view(job.h, (t0 + 1) * width, (t1 - t0) * width), view(job.r, t0 * width, (t1 - t0) * width))
         elif job.kind == DIAGONAL:
             diagonal_reduce(job, rank, t0, t1)
-            epoch += 1
-            barrier(flags, rank, size, epoch, control, rank)
+            epoch = meet(job, rank, size, epoch)
             diagonal_apply(job, rank, t0, t1, state)
         elif job.kind == DENSE:
             dense_reduce(job, rank, s0, s1, state, product)
-            epoch += 1
-            barrier(flags, rank, size, epoch, control, rank)
+            epoch = meet(job, rank, size, epoch)
             dense_carry(job, s0, s1, state, start)
             _roll(job, rank, s0, s1, state, product, True)
         else:
-            _resume(job, s0, s1, state)
-            epoch += 1
-            barrier(flags, rank, size, epoch, control, rank)  # a segment's start is the one before's end, soon swept
-            sweep(job, rank, s0, s1, state, product, True)
-        epoch += 1
-        barrier(flags, rank, size, epoch, control, rank)
+            again = corrections > 0 or unseen == 0
+            _resume(job, s0, s1, state, again)
+            epoch = meet(job, rank, size, epoch)  # a segment's start is the one before's end, soon swept
+            sweep(job, rank, s0, s1, state, product, again)
+        epoch = meet(job, rank, size, epoch)
         corrections += 1
     _add(view(job.h, (t0 + 1) * width, (t1 - t0) * width), view(job.r, t0 * width, (t1 - t0) * width))
     if rank == 0:
@@ -594,12 +580,12 @@ def scan_region(rank, size, job):
     state, product, start = own[:rows], own[rows : rows + max(rows, H * ld)], own[job.room - 2 * width :]
     if job.kind == DENSE:
         dense_reduce(job, rank, s0, s1, state, product)
-        barrier(job.flags, rank, size, ONE, job.control, rank)
+        meet(job, rank, size, ZERO)
         dense_carry(job, s0, s1, state, start)
         _roll(job, rank, s0, s1, state, product, True)
     else:
         diagonal_reduce(job, rank, t0, t1)
-        barrier(job.flags, rank, size, ONE, job.control, rank)
+        meet(job, rank, size, ZERO)
         diagonal_apply(job, rank, t0, t1, state)
 
 

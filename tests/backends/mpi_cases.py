@@ -10,6 +10,12 @@ import warnings
 import numpy as np
 
 import rnnpar
+from rnnpar.backends import mpi
+from rnnpar.kernels.atomics import ZERO
+from rnnpar.kernels.jit import jit
+from rnnpar.kernels.job import STOP
+from rnnpar.kernels.pointers import at
+from rnnpar.kernels.team import Region
 from rnnpar.reference import relative_error
 from tests.conftest import BOUND, random_input
 
@@ -183,6 +189,32 @@ def single(rank: int, ranks: int) -> None:
             with rnnpar.prepare(NET, name, **options) as run:
                 check(run(x), wanted, f"{name} {options}")
                 print(f"{name} on {options}: {len(run.info.get('pids', []))} started", flush=True)
+
+
+chunk_region = jit()(mpi.chunk_region)
+
+
+def given_up_chunk(thread, threads, job):
+    job.control[STOP] = 1
+    chunk_region(thread, threads, job)
+
+
+def given_up_recurrence(thread, threads, job):
+    job.control[STOP] = 1
+    mpi.recurrence(job, 0, at(job.states, ZERO), thread, threads, job.q0, job.q1, ZERO)
+
+
+def given_up(rank: int, ranks: int) -> None:
+    """A rank whose call is given up begins no stage of a chunk, and ends a recurrence with the step that it is at."""
+    with rnnpar.prepare(NET, "mpi/pipeline") as run:
+        run(random_input(NET, 6, 1))
+        strategy = run._forward.strategy
+        states, ld = strategy.states, strategy.ld
+        for region, rows in ((given_up_chunk, 0), (given_up_recurrence, 1)):
+            states.fill(0.5)
+            Region(region, strategy.job).run()
+            changed = (states != 0.5).reshape(-1, ld)[:, :40].any(axis=1)
+            assert changed.sum() == rows, (region, changed)
 
 
 def too_many(rank: int, ranks: int) -> None:

@@ -269,6 +269,17 @@ def test_damping_slows_down_and_gives_the_same(name, engine):
         assert counts[1] > counts[0]
 
 
+@pytest.mark.filterwarnings("ignore:threads=5")
+@pytest.mark.parametrize("name", NAMES)
+def test_every_call_gives_the_same_bits_with_more_threads_than_cores(name):
+    """A thread that comes late reads what the others had written before, not what they have written since."""
+    net = orthogonal(1.0)  # which forgets nothing
+    T, calls = (2000, 60) if name in ("deer", "segments") else (600, 10)  # these need hundreds of iterations
+    x = random_input(net, T, 1)
+    with rnnpar.prepare(net, f"in_time/{name}", threads=5, window=T) as run:
+        assert len({(run(x)[0].tobytes(), run.info["iterations"]) for _ in range(calls)}) == 1
+
+
 def test_any_number_of_threads_and_a_wide_batch():
     net = rnnpar.RNN.random(3, 20, 6)
     x = random_input(net, 90, 17)

@@ -106,6 +106,11 @@ def test_a_job_of_one_rank_runs_everything_and_starts_more():
         assert f"{name} on {{'ranks': 2}}: 2 started" in said
 
 
+def test_a_rank_whose_call_is_given_up_goes_no_further():
+    status, said, _ = job("given_up", 1, timeout=120)
+    assert status == 0, said
+
+
 def test_other_ranks_than_mpiexec_started_are_refused():
     status, said, _ = job("too_many", 2, timeout=30)
     assert status == 0, said
