@@ -378,7 +378,7 @@ def solve_region(rank, size, job):
     state, product, start = own[:rows], own[rows : rows + max(rows, H * ld)], own[job.room - 2 * width :]
     epoch = corrections = stalled = ZERO
     best = np.inf
-    # To evaluate what is known to be only a guess would cost as much as a sweep.
+    # Corrections before the first evaluation: what is known to be only a guess costs as much to evaluate as to sweep.
     unseen = min(2, S, most) if job.kind == SEGMENTS and job.fresh else 0
     while True:
         residual, total = np.inf, 0.0

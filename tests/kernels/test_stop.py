@@ -26,20 +26,20 @@ def evaluate_region(rank, size, job):
 
 def roll_region(rank, size, job):
     job.control[STOP] = job.fresh
-    state, product = view(job.scratch, 0, job.S * job.ld), view(job.scratch, job.S * job.ld, job.S * job.ld)
-    scan._roll(job, rank, 0, job.S, state, product, True)
+    room = job.S * job.ld
+    scan._roll(job, rank, 0, job.S, view(job.scratch, 0, room), view(job.scratch, room, room), True)
 
 
 def map_region(rank, size, job):
     job.control[STOP] = job.fresh
-    image, product = view(job.maps, 0, job.H * job.ld), view(job.scratch, 0, job.H * job.ld)
-    job.alive[0] = scan._map(job, rank, 0, 0, image, product)
+    room = job.H * job.ld
+    job.alive[0] = scan._map(job, rank, 0, 0, view(job.maps, 0, room), view(job.scratch, 0, room))
 
 
 def sweep_region(rank, size, job):
     job.control[STOP] = job.fresh
-    state, product = view(job.scratch, 0, job.S * job.ld), view(job.scratch, job.S * job.ld, job.S * job.ld)
-    scan.sweep(job, rank, 0, job.S, state, product, False)
+    room = job.S * job.ld
+    scan.sweep(job, rank, 0, job.S, view(job.scratch, 0, room), view(job.scratch, room, room), False)
 
 
 def growth_region(rank, size, job):
