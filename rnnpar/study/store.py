@@ -85,6 +85,11 @@ def machines() -> list[str]:
     return sorted({file.parent.name for file in (data_folder() / "results").glob("*/*.csv")})
 
 
+def has(experiment: str, name: str) -> bool:
+    """Whether the machine `name` has a file of results of an experiment."""
+    return _file(experiment, name).exists()
+
+
 def append(rows: Iterable[Row], experiment: str, name: str | None = None) -> None:
     """Add whole measurements to a machine's results of an experiment, in one write that reaches the disk.
 
