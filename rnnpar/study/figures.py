@@ -1,9 +1,12 @@
 """Draw every figure: measure this machine if it has no results yet, then execute the chapters.
 
-    python -m rnnpar.study.figures [--profile quick] [--scratch DIR]
+    python -m rnnpar.study.figures [--profile quick]
+    python -m rnnpar.study.figures --machine NAME                # another machine's, from its stored results
+    python -m rnnpar.study.figures --only 03 -p T 32 --to build/try
 
-The chapters read this machine's experiment "sweep", whichever profile measured it, and write figures/<machine>/; their
-executed copies go to notebooks/rendered/. With --scratch, everything is measured and written in a folder apart.
+Executed chapters go to notebooks/rendered/<machine>/, figures to figures/<machine>/. Nothing of another machine is
+changed. `--to` names another folder for both, and `-p` sets a chapter's parameters. With `--scratch`, results are
+measured and kept under that folder too.
 """
 
 from __future__ import annotations
@@ -12,39 +15,44 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from rnnpar import machine
 from rnnpar.study import notebooks, store, sweep
 from rnnpar.study.corpus import data_folder
-from rnnpar.words import write_anything
+from rnnpar.words import did_you_mean, write_anything
 
 EXPERIMENT = "sweep"
+NEEDS = {"04": "gpu", "05": "gpu", "06": "mpi", "07": "in_time"}  # a chapter's experiment; the sweep where none is named
 CELL_LIMIT_S = 900
 
 
 def chapters(folder: Path = notebooks.ROOT / "notebooks") -> list[Path]:
-    """The chapters' sources in the order of reading: the notebooks whose names begin with two digits."""
-    return sorted(folder.glob("[0-9][0-9]*.ipynb"))
+    """The chapters' sources: in the order of reading, but that 08, which looks at all others, comes last."""
+    return sorted(folder.glob("[0-9][0-9]*.ipynb"), key=lambda path: (path.name.startswith("08"), path.name))
 
 
-def draw(sources: Iterable[Path], rendered: Path) -> list[str]:
-    """Execute chapters for this machine into the folder `rendered`, a line each; returns why some failed."""
+def draw(sources: Iterable[Path], name: str, to: Path, parameters: Mapping[str, Any]) -> list[str]:
+    """Execute chapters for the machine `name` into the folder `to`, a line each; returns why some failed."""
+    os.environ["RNNPAR_MACHINE"] = name
     failures = []
     for source in sources:
-        begin = time.perf_counter()
+        begin, before = time.perf_counter(), len(failures)
         try:
-            notebooks.execute(source, rendered / source.name, {"machine": machine.name()}, CELL_LIMIT_S, quiet=True)
+            notebooks.execute(source, to / source.name, {"machine": name, **parameters}, CELL_LIMIT_S, quiet=True)
         except notebooks.NotebookError as error:  # the other chapters are still worth drawing
             failures.append(str(error))
-        said = "FAILED after" if failures and failures[-1].startswith(source.name) else "drawn in"
+        said = "FAILED after" if len(failures) > before else "drawn in"
         print(f"{source.stem:24} {said} {time.perf_counter() - begin:.1f} s", flush=True)
     return failures
 
 
 def set_apart(scratch: Path) -> None:
-    """Let data and figures of this process and its kernels lie under `scratch`, which is made if it is missing.
+    """Let data of this process and its kernels lie under `scratch`, which is made if it is missing.
 
     Text, models and other machines' results are linked from the real data folder; this machine's results are not.
     """
@@ -57,7 +65,6 @@ def set_apart(scratch: Path) -> None:
         if not link.is_symlink():
             link.symlink_to(path, target_is_directory=True)
     os.environ["RNNPAR_DATA"] = str(apart)
-    os.environ["RNNPAR_FIGURES"] = str(scratch.resolve() / "figures")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -65,31 +72,59 @@ def main(arguments: list[str] | None = None) -> int:
     write_anything()
     parser = argparse.ArgumentParser(prog="python -m rnnpar.study.figures", description="Draw every figure.")
     parser.add_argument("--profile", default="quick", help="what to measure if there are no results: ci, quick, full")
+    parser.add_argument("--machine", default="", help="whose stored results to draw, in place of this machine's")
+    parser.add_argument("--only", default="", metavar="03,04", help="chapters by number; all by default")
+    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter")
+    parser.add_argument("--to", type=Path, metavar="DIR", help="write chapters and figures under DIR instead")
     parser.add_argument("--scratch", type=Path, metavar="DIR", help="measure and write everything under DIR instead")
     options = parser.parse_args(arguments)
     if options.profile == "ci" and not options.scratch:
         parser.error("profile ci measures too little to keep: name a folder for it with --scratch")
+    if options.p and not (options.to or options.scratch):
+        parser.error("parameters of your own are not for notebooks/rendered: name a folder with --to")
+    if options.machine and options.machine not in store.machines():
+        known = store.machines()
+        parser.error(f"no results of {options.machine!r}{did_you_mean(options.machine, known)}; there are "
+                     f"{', '.join(known) or 'none'}")  # fmt: skip
     try:
-        return _figures(options.profile, options.scratch)
+        return _figures(options)
     except KeyboardInterrupt:
         print("\ninterrupted; what was measured is stored, and the same command continues", file=sys.stderr)
         return 130
-    except (sweep.ProfileError, notebooks.NotebookError, store.ResultsError, OSError) as error:
+    except (sweep.ProfileError, notebooks.NotebookError, store.ResultsError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
 
-def _figures(profile_name: str, scratch: Path | None) -> int:
-    profile = sweep.load_profile(profile_name) | {"experiment": EXPERIMENT}
-    if scratch:
-        set_apart(scratch)
-    if not sweep.finished(EXPERIMENT):
-        print(f"measuring {machine.name()} with the profile {profile_name}", flush=True)
-        sweep.execute(profile, scratch and scratch / "sweep.ipynb")
-    failures = draw(chapters(), scratch / "rendered" if scratch else notebooks.ROOT / "notebooks" / "rendered")
+def _figures(options: argparse.Namespace) -> int:
+    parameters = {name: yaml.safe_load(value) for name, value in options.p}
+    sources = _chosen(options.only.split(",") if options.only else [])
+    profile = sweep.load_profile(options.profile) | {"experiment": EXPERIMENT}
+    to = options.to or options.scratch
+    if options.scratch:
+        set_apart(options.scratch)
+    if to:
+        os.environ["RNNPAR_FIGURES"] = str(to.resolve() / "figures")
+    name = options.machine or machine.name()
+    if name != machine.name():  # only what it has measured: the rest would be another's
+        sources = [source for source in sources if store.has(NEEDS.get(source.name[:2], EXPERIMENT), name)]
+    elif not sweep.finished(EXPERIMENT):
+        print(f"measuring {name} with the profile {options.profile}", flush=True)
+        sweep.execute(profile, options.scratch and options.scratch / "sweep.ipynb")
+    folder = (to or notebooks.ROOT / "notebooks") / "rendered" / name
+    failures = draw(sources, name, folder, parameters)
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     return bool(failures)
+
+
+def _chosen(numbers: list[str]) -> list[Path]:
+    """The chapters of these numbers. ValueError for a number that no chapter has."""
+    every = chapters()
+    known = {path.name[:2] for path in every}
+    if unknown := [number for number in numbers if number not in known]:
+        raise ValueError(f"no chapter {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+    return [path for path in every if not numbers or path.name[:2] in numbers]
 
 
 if __name__ == "__main__":

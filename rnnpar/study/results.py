@@ -98,8 +98,10 @@ def measurements(samples: pd.DataFrame, experiment: str = "sweep") -> pd.DataFra
     timed = timed.assign(kind=timed["kind"].where(timed["status"] == "ok", "steady"))
     groups = timed.groupby([*point, "kind"], sort=False)
     table = groups.last().join(first, on=point).reset_index()
-    good = (timed["status"] == "ok") & (timed["one"] > 0)
-    table["samples"] = list(groups["one"].apply(lambda times: times[good[times.index]].to_numpy()))
+    counted = timed["one"].where((timed["status"] == "ok") & (timed["one"] > 0)).to_numpy()
+    number = groups.ngroup().to_numpy()
+    table["samples"] = pd.Series(np.split(counted[np.argsort(number, kind="stable")], np.cumsum(groups.size())[:-1]))
+    table["samples"] = [times[~np.isnan(times)] for times in table["samples"]]
     table["source"] = "measured"
     drawn = [bootstrap(times) for times in table["samples"]]
     table["seconds"] = [np.median(times) if len(times) else np.nan for times in table["samples"]]
