@@ -125,8 +125,8 @@ def per_step(table: pd.DataFrame) -> pd.DataFrame:
 
 def numbers(runs: pd.DataFrame) -> pd.DataFrame:
     """The table, and a column for each number that the messages name, as in `iterations=4 exponent=-0.62`."""
-    found = runs["message"].str.extractall(r"(\w+)=(-?inf|-?[\d.]+(?:e[+-]?\d+)?)")
-    wide = found.reset_index().pivot_table(index="level_0", columns=0, values=1, aggfunc="first").astype(float)
+    found = runs["message"].str.extractall(r"(?P<name>\w+)=(?P<value>-?inf|-?[\d.]+(?:e[+-]?\d+)?)")
+    wide = found.droplevel("match").set_index("name", append=True)["value"].astype(float).unstack()
     return runs.join(wide[[name for name in wide if name not in runs]])
 
 
