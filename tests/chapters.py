@@ -1,4 +1,4 @@
-"""Run a chapter's cells in this process and keep what they show: quick, so that several sets of results can be tried."""
+"""Run a chapter's cells in this process and keep what they show: fast, so that several sets of results can be tried."""
 
 from __future__ import annotations
 

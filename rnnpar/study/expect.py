@@ -49,10 +49,11 @@ class Outcome:
         span = "" if self.values.dtype == bool else span
         if not len(self.failed):
             return f"**Held**{span}."
+        if len(self.values) == 1 and self.values.index[0] == "":
+            return f"**Failed**{span}."
         places = [place(self.failed, n) + (f" ({ratio(v)})" if span else "") for n, v in enumerate(self.failed)]
         more = f" and {len(places) - MOST} more" if len(places) > MOST else ""
-        where = f" at {', '.join(places[:MOST])}{more}, of {len(self.values)}" if places[0].strip() else ""
-        return f"**Failed**{where}{span}."
+        return f"**Failed** at {', '.join(places[:MOST])}{more}, of {len(self.values)}{span}."
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         text = f"*Expected: {self.claim}.* {self._sentence()}"

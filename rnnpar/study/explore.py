@@ -20,15 +20,15 @@ from functools import wraps
 from typing import Any
 
 import ipywidgets as widgets
-import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from rnnpar import machine, model, registry
 from rnnpar.kernels.trace import DONE, STEPS, WAIT, WORDS, Trace
-from rnnpar.study import live, plots, tell, which
+from rnnpar.study import live, plot, results, which
 from rnnpar.study.measure import Point
+from rnnpar.words import duration, percent, ratio, short
 
 SIZES = {  # what each slider offers
     "H": (16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048),
@@ -36,6 +36,7 @@ SIZES = {  # what each slider offers
     "B": (1, 2, 4, 8, 16, 32, 64, 128, 256),
     "layers": (1, 2, 3, 4, 6, 8),
 }
+AXES = (*SIZES, "threads")
 START = {"H": 256, "T": 128, "B": 1, "layers": 1}
 SETTLE_S = 0.5  # a slider that has rested for so long is worth a measurement
 LONG_S = 8.0  # predicted measurements longer than this wait for the button
@@ -127,63 +128,45 @@ def predicted(costs: model.Model, setting: Setting, axis: str) -> dict[str, tupl
     return lines
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A measured point: seconds a call, or why there is none."""
-
-    median: plots.Median | None
-    status: str = "ok"
-    message: str = ""
-    error: float = math.nan  # relative, to the oracle
-
-    @classmethod
-    def of(cls, rows: Sequence[Any]) -> Measured:
-        frame = pd.DataFrame(rows)
-        steady = frame[(frame["kind"] == "steady") & (frame["status"] == "ok")]["seconds"]
-        last = frame.iloc[-1]
-        if len(steady):
-            return cls(plots.median(steady), error=float(last["error"]))
-        return cls(None, str(last["status"]), str(last["message"]))
+Results = Mapping[tuple, Any]  # a setting's key -> the row of study.results that was measured there
 
 
-Results = Mapping[tuple, Measured]
+def measured(rows: Sequence[Any]) -> Any:
+    """The rows of a measurement as one row of study.results."""
+    return next(results.measurements(pd.DataFrame(rows).assign(machine=machine.name())).itertuples())
 
 
-def answer(costs: model.Model | None, setting: Setting, results: Results) -> str:
+def answer(costs: model.Model | None, setting: Setting, found: Results) -> str:
     """What the picture shows, in HTML: a line a method, and how two of them compare."""
     lines = []
     for method in setting.methods:
-        measured = results.get(setting.key(method))
+        row = found.get(setting.key(method))
         guess = costs.predict(method, setting.work, setting.threads_of(method)) if costs else math.nan
-        parts = [f"predicted {plots.duration(guess / setting.T)} a step"] if math.isfinite(guess) else []
-        if measured and measured.median:
-            value = measured.median.value
-            parts.append(f"<b>measured {plots.duration(value / setting.T)} a step</b>")
+        parts = [f"predicted {duration(guess / setting.T)} a step"] if math.isfinite(guess) else []
+        if row and row.seconds > 0:
+            parts.append(f"<b>measured {duration(row.seconds / setting.T)} a step</b>")
             if math.isfinite(guess):
-                far = "; do other programs keep the cores busy?" if value > BUSY * guess else ""
-                parts.append(f"{plots.ratio(value / guess)} times the prediction{far}")
-            parts.append(
-                f"{plots.duration(value)} a call, {plots.short(1e6 * measured.error)} millionths from the oracle"
-            )
-        elif measured:
-            why = plots.STATUS.get(measured.status, measured.status)
-            parts.append(f"<b>{html.escape(why)}</b>: {html.escape(measured.message)}")
+                far = "; do other programs keep the cores busy?" if row.seconds > BUSY * guess else ""
+                parts.append(f"{ratio(row.seconds / guess)} times the prediction{far}")
+            parts.append(f"{duration(row.seconds)} a call, {short(1e6 * row.error)} millionths from the oracle")
+        elif row:
+            why = plot.STATUS.get(row.status, row.status)
+            parts.append(f"<b>{html.escape(why)}</b>: {html.escape(row.message)}")
         else:
             parts.append("not measured yet")
         lines.append(f"<code>{method}</code>: {'; '.join(parts) or 'the model knows nothing of it'}.")
-    return "<br>".join([*lines, *_comparison(setting, results)])
+    return "<br>".join([*lines, *_comparison(setting, found)])
 
 
-def _comparison(setting: Setting, results: Results) -> list[str]:
-    if len(setting.methods) < 2:
+def _comparison(setting: Setting, found: Results) -> list[str]:
+    pair = pd.DataFrame([row for method in setting.methods if (row := found.get(setting.key(method)))])
+    if len(pair) < 2:
         return []
-    pair = [results.get(setting.key(method)) for method in setting.methods[:2]]
-    if not all(measured and measured.median for measured in pair):
-        return []
-    (one, other), (first, second) = setting.methods[:2], (measured.median for measured in pair)
-    factor = second.over(first)
-    noise = " (within the noise)" if factor.low <= 1 <= factor.high else ""
-    return [f"<b>{one} is {plots.ratio(factor.value)} times as fast as {other}{noise}.</b>"]
+    one, other = setting.methods[:2]
+    for factor in results.speed_up(pair, over=other).dropna(subset="speed_up").itertuples():
+        noise = " (within the noise)" if factor.speed_up_low <= 1 <= factor.speed_up_high else ""
+        return [f"<b>{one} is {ratio(factor.speed_up)} times as fast as {other}{noise}.</b>"]
+    return []
 
 
 def not_here(reasons: Mapping[str, str]) -> str:
@@ -203,8 +186,7 @@ def not_here(reasons: Mapping[str, str]) -> str:
 # --- pictures --------------------------------------------------------------------------------------------------------
 
 
-@plots.styled
-def picture(costs: model.Model | None, setting: Setting, axis: str, results: Results, name: str = "") -> Figure:
+def picture(costs: model.Model | None, setting: Setting, axis: str, found: Results, name: str = "") -> Figure:
     """The model's lines along an axis, and every point that was measured on them; the present one is ringed.
 
     `name`: the machine whose costs these are, this one by default.
@@ -212,71 +194,62 @@ def picture(costs: model.Model | None, setting: Setting, axis: str, results: Res
     held = {name: getattr(setting, name) for name in ("H", "T", "B", "layers") if name != axis}
     said = ", ".join(f"{name} = {value:,}" for name, value in held.items())
     threads = "" if axis == "threads" else f", {setting.threads} thread{'s' * (setting.threads > 1)}"
-    subtitle = f"{said}, I = O = H{threads}.\nDashed: the model, before anything is run. Points: measured here and now."
-    figure, (ax,) = plots.page("Time of a step", subtitle, name or machine.name(), (2.55,), head=0.12)
+    text = f"{said}, I = O = H{threads}.\nDashed: the model, before anything is run. Points: measured here and now."
+    ax = plot.panels("Time of a step", text, height=3.1)
+    plot.sign(ax.figure, name or machine.name())
     lines = predicted(costs, setting, axis) if costs else {}
     sizes = list(sizes_along(axis))
     points = {
-        method: {size: found for size in sizes if (found := results.get(setting.at(axis, size).key(method)))}
-        for method in setting.methods
-    }
+        (method, size): row for method in setting.methods for size in sizes
+        if (row := found.get(setting.at(axis, size).key(method))) and row.seconds > 0
+    }  # fmt: skip
     times = [1e6 * second for _, seconds in lines.values() for second in seconds]
-    times += [1e6 * found.median.value / setting.at(axis, size).T for line in points.values()
-              for size, found in line.items() if found.median]  # fmt: skip
+    times += [row.us_per_step for row in points.values()]
     if not times:
-        plots.nothing(ax, "the model has no peaks of this machine yet; they are measured first")
-        return figure
-    plots.size_axis(ax, sizes, plots.AXES[axis])
-    low, high = min(times) / 1.5, max(times) * 1.5
-    plots.log_axis(ax.yaxis, low, high, suffix=" µs")
-    ax.set_ylim(low, high)
+        plot.nothing(ax, "the model has no peaks of this machine yet; they are measured first")
+        return ax.figure
+    plot.size_axis(ax, sizes, axis)
+    ax.set_ylim(min(times) / 1.5, max(times) * 1.5)
+    plot.log_axis(ax.yaxis, suffix=" µs")
     here = getattr(setting, axis)
-    ax.axvline(here, color=plots.FAINT, lw=6, zorder=0)
-    ends = []
-    for method in setting.methods:
-        colour, marker = plots.look(method)
-        if method in lines:
-            xs, seconds = lines[method]
-            ax.plot(xs, [1e6 * s for s in seconds], color=colour, ls=(0, (4, 2)), lw=1.5, zorder=2)
-            ends.append((xs[-1], 1e6 * seconds[-1], method, colour))
-        for size, found in points[method].items():
-            if not found.median:
-                continue
-            micro = [1e6 * value / setting.at(axis, size).T
-                     for value in (found.median.low, found.median.value, found.median.high)]  # fmt: skip
-            ax.plot([size] * 2, micro[::2], color=colour, lw=1.5, zorder=3)
-            ringed = dict(ms=11, mew=1.6, mec=plots.INK) if size == here else dict(ms=7, mew=0.6, mec="white")
-            ax.plot([size], micro[1:2], color=colour, marker=marker, zorder=4, **ringed)
-            if method not in lines:
-                ends.append((size, micro[1], method, colour))
-    plots.label_ends(ax, ends)
-    return figure
+    ax.axvline(here, color=plot.FAINT, lw=6, zorder=0)
+    ends = {}
+    for method, (xs, seconds) in lines.items():
+        ax.plot(xs, [1e6 * s for s in seconds], color=plot.look(method).colour, ls=plot.DASHES, lw=1.5, zorder=2)
+        ends[method] = (xs[-1], 1e6 * seconds[-1], method, plot.look(method).colour)
+    for (method, size), row in points.items():
+        colour, marker = plot.look(method)
+        ax.plot([size] * 2, [row.us_per_step_low, row.us_per_step_high], color=colour, lw=1.5, zorder=3)
+        ringed = dict(ms=11, mew=1.6, mec=plot.INK) if size == here else dict(ms=7, mew=0.6, mec="white")
+        ax.plot([size], [row.us_per_step], color=colour, marker=marker, zorder=4, **ringed)
+        ends.setdefault(method, (size, row.us_per_step, method, colour))
+    plot.label_ends(ax, list(ends.values()))
+    return ax.figure
 
 
-@plots.styled
 def timeline(traces: Mapping[str, Trace], setting: Setting) -> Figure:
     """What each thread did in a call, by the stamps of its kernels: all of it, and some steps of it from close by."""
-    heights = [0.3 + 0.22 * trace.threads for trace in traces.values() for _ in range(2)]
-    subtitle = "One call of median length: all of it above, a few steps from its middle below."
-    room = dict(right=0.25, left=1.0, gap=0.72, head=0.5)
-    figure, panels = plots.page("What each thread did", subtitle, machine.name(), heights or (0.6,), **room)
+    heights = [0.3 + 0.22 * trace.threads for trace in traces.values() for _ in range(2)] or [0.6]
+    panels = plot.panels("What each thread did", "One call of median length: all of it above, a few steps from its "
+                         "middle below.", len(heights), height=sum(heights) / len(heights) + 0.55, squeeze=False,
+                         height_ratios=heights)[:, 0]  # fmt: skip
+    figure = panels[0].figure
+    plot.sign(figure, machine.name())
     if not traces:
-        plots.nothing(panels[0], "no method with threads was measured at these sizes")
+        plot.nothing(panels[0], "no method with threads was measured at these sizes")
         return figure
     for (method, trace), whole, close in zip(traces.items(), panels[::2], panels[1::2], strict=True):
         _lanes(whole, trace, 0.0, trace.seconds)
-        whole.set_title(f"{method}, the whole call", loc="left", fontsize=9, color=plots.INK, pad=4)
+        whole.set_title(f"{method}, the whole call", fontsize=9)
         begin, end = close_up(trace)
         for at in (begin, end):
-            whole.axvline(1e6 * at, color=plots.INK, lw=0.7)
+            whole.axvline(1e6 * at, color=plot.INK, lw=0.7)
         _lanes(close, trace, begin, end)
-        close.set_title("between the two lines", loc="left", fontsize=9, color=plots.QUIET, pad=4)
+        close.set_title("between the two lines", fontsize=9, weight="normal", color=plot.QUIET)
     panels[-1].set_xlabel("µs since the call began")
     kinds = [Patch(facecolor=colour, hatch=hatch, edgecolor="white", label=word)
              for word, colour, hatch in zip(WORDS[:DONE], COLOURS, HATCHES, strict=True)]  # fmt: skip
-    top = 1 - 0.62 / figure.get_figheight()
-    figure.legend(handles=kinds, ncols=4, loc="upper left", bbox_to_anchor=(0.005, top), frameon=False, fontsize=8.5,
-                  handlelength=1.4, borderaxespad=0)  # fmt: skip
+    panels[0].legend(handles=kinds, ncols=4, loc="lower right", bbox_to_anchor=(1, 1), fontsize=8.5, handlelength=1.4)
     return figure
 
 
@@ -330,7 +303,7 @@ def told(traces: Mapping[str, Trace]) -> str:
     lines = []
     for method, trace in traces.items():
         for rank, shares in trace.shares().items():
-            spent = ", ".join(f"{word} {plots.percent(share)}" for word, share in shares.items() if share >= 0.005)
+            spent = ", ".join(f"{word} {percent(share)}" for word, share in shares.items() if share >= 0.005)
             lines.append(f"<code>{method}</code>, thread {rank}: {spent}.")
         if trace.dropped:
             lines.append(f"{trace.dropped:,} later marks of it did not fit into the record.")
@@ -340,8 +313,7 @@ def told(traces: Mapping[str, Trace]) -> str:
 def png(figure: Figure) -> bytes:
     """A figure as it goes to the page: sharp enough for a notebook's column, and drawn fast."""
     file = io.BytesIO()
-    with mpl.rc_context(plots.STYLE):
-        figure.savefig(file, format="png", dpi=110)
+    figure.savefig(file, format="png", dpi=110)
     return file.getvalue()
 
 
@@ -377,9 +349,9 @@ class Explorer:
 
     def __init__(self, measure: bool = True):
         self.automatic = measure
-        self.results: dict[tuple, Measured] = {}
+        self.results: dict[tuple, Any] = {}
         self.traces: dict[str, Trace] = {}
-        self.costs = tell.cost_model()
+        self.costs = results.cost_model()
         self._job: Setting | None = None
         self._later: asyncio.TimerHandle | None = None
         try:
@@ -414,7 +386,7 @@ class Explorer:
         second = "serial/compiled" if cores > 1 else "serial/hoisted"
         self.method = widgets.Dropdown(options=names, value=first, description="method", **menu)
         self.other = widgets.Dropdown(options=[NONE, *names], value=second, description="compare with", **menu)
-        self.axis = widgets.Dropdown(options=[(words, name) for name, words in plots.AXES.items()], value="H",
+        self.axis = widgets.Dropdown(options=[(plot.LABELS[name], name) for name in AXES], value="H",
                                      description="draw along", **menu)  # fmt: skip
         self.measure_button = widgets.Button(description="Measure", icon="play", tooltip="Measure these sizes now")
         self.stop_button = widgets.Button(description="Stop", icon="stop", tooltip="Stop measuring", disabled=True)
@@ -493,7 +465,7 @@ class Explorer:
     def _rested(self) -> None:
         expected = live.seconds_expected(self.costs, self.job())
         if expected > LONG_S:
-            self.say(f"Measuring this should take {plots.duration(expected)}: press Measure if you want to wait.")
+            self.say(f"Measuring this should take {duration(expected)}: press Measure if you want to wait.")
         else:
             self.measure()
 
@@ -545,10 +517,10 @@ class Explorer:
             self.progress.value = message.done / message.of
             self.say(message.text)
         elif message.kind == "peaks":
-            self.costs = tell.cost_model() or model.here()
+            self.costs = results.cost_model() or model.here()
             self._redraw()
         elif message.kind == "rows":
-            self.results[self._job.key(message.method)] = Measured.of(message.data)
+            self.results[self._job.key(message.method)] = measured(message.data)
             self._redraw()
         elif message.kind == "trace":
             self.traces[message.method] = message.data

@@ -27,7 +27,7 @@ from rnnpar.study.corpus import data_folder
 from rnnpar.words import did_you_mean, write_anything
 
 EXPERIMENT = "sweep"
-NEEDS = {"04": "gpu", "05": "gpu", "06": "mpi", "07": "in_time"}  # a chapter's experiment; the sweep where none is named
+NEEDS = {"04": "gpu", "05": "gpu", "06": "mpi", "07": "in_time"}  # the experiment of a chapter, where not the sweep
 CELL_LIMIT_S = 900
 
 

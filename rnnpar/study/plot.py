@@ -99,6 +99,8 @@ LABELS = {  # of axes
     "H": "hidden size H",
     "T": "time steps T",
     "B": "sequences side by side, B",
+    "layers": "layers",
+    "threads": "threads",
     "us_per_step": "time a step (µs)",
     "speed_up": "times as fast",
 }
@@ -159,9 +161,7 @@ def show(ax: Axes | np.ndarray | Any, name: str, *tables: pd.DataFrame, day: str
     figure = getattr(ax, "figure", None) or np.ravel(ax)[0].figure
     by = by or ", ".join(dict.fromkeys(str(name) for runs in tables for name in runs["machine"].unique()))
     day = day or max((str(date)[:10] for runs in tables for date in runs["date"].dropna()), default="")
-    corner = " · ".join(filter(None, [by, day])) or "computed: the same on every machine"
-    height = figure.get_figheight()
-    figure.text(1 - 0.1 / WIDE, 0.08 / height, corner, size=7.5, color="#70757a", ha="right", va="bottom")
+    sign(figure, " · ".join(filter(None, [by, day])) or "computed: the same on every machine")
     drawing, picture = io.BytesIO(), io.BytesIO()
     figure.savefig(drawing, format="svg", metadata={"Date": None, "Creator": None})
     figure.savefig(picture, format="png", metadata={"Software": None}, pil_kwargs={"optimize": True})
@@ -170,6 +170,12 @@ def show(ax: Axes | np.ndarray | Any, name: str, *tables: pd.DataFrame, day: str
         write(folder / f"{name}.svg", drawing.getvalue())
         write(folder / f"{name}.png", picture.getvalue())
     return Image(data=picture.getvalue(), format="png", width=int(WIDE * 100), alt=figure.get_label() or name)
+
+
+def sign(figure: Figure, corner: str) -> None:
+    """Put into the corner where the figure's numbers come from."""
+    at = (1 - 0.1 / WIDE, 0.08 / figure.get_figheight())
+    figure.text(*at, corner, size=7.5, color="#70757a", ha="right", va="bottom")
 
 
 def figures_folder() -> Path:

@@ -98,7 +98,7 @@ def measurements(samples: pd.DataFrame, experiment: str = "sweep") -> pd.DataFra
     timed = timed.assign(kind=timed["kind"].where(timed["status"] == "ok", "steady"))
     groups = timed.groupby([*point, "kind"], sort=False)
     table = groups.last().join(first, on=point).reset_index()
-    counted = timed["one"].where((timed["status"] == "ok") & (timed["one"] > 0)).to_numpy()
+    counted = timed["one"].astype(float).where((timed["status"] == "ok") & (timed["one"] > 0)).to_numpy()
     number = groups.ngroup().to_numpy()
     table["samples"] = pd.Series(np.split(counted[np.argsort(number, kind="stable")], np.cumsum(groups.size())[:-1]))
     table["samples"] = [times[~np.isnan(times)] for times in table["samples"]]

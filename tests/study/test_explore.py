@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import html
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from rnnpar import model, registry
 from rnnpar.kernels.trace import STEPS, WAIT, Span, Trace
-from rnnpar.study import explore, live, plots, tell
-from rnnpar.study.explore import Explorer, Measured, Setting
+from rnnpar.study import explore, live, results
+from rnnpar.study.explore import Explorer, Setting, measured
 from rnnpar.study.store import Row
 
 
 @pytest.fixture(scope="module")
 def costs() -> model.Model:
-    return tell.cost_model(tell.store.machines()[0])
+    return results.cost_model(results.REFERENCE)
 
 
 @pytest.fixture
 def explorer(costs, monkeypatch):
-    monkeypatch.setattr(tell, "cost_model", lambda name="": costs)
+    monkeypatch.setattr(results, "cost_model", lambda name="": costs)
     explorer = Explorer(measure=False)
     yield explorer
     explorer.close()
@@ -70,10 +71,10 @@ def row(seconds: float, sample: int = 1, status: str = "ok", message: str = "") 
 
 
 def test_a_measured_point_and_one_that_failed():
-    good = Measured.of([row(9.0, 0), row(1e-3), row(3e-3, 2), row(2e-3, 3)])
-    assert good.median.value == 2e-3
-    bad = Measured.of([row(None, 0, "oom", "MemoryError: <no room>")])
-    assert bad.median is None
+    good = measured([row(9.0, 0), row(1e-3), row(3e-3, 2), row(2e-3, 3)])
+    assert good.seconds == 2e-3
+    bad = measured([row(None, 0, "oom", "MemoryError: <no room>")])
+    assert np.isnan(bad.seconds)
     said = explore.answer(None, Setting(methods=("threads/rows",)), {Setting().key("threads/rows"): bad})
     assert "does not fit" in said
     assert "&lt;no room&gt;" in said
@@ -82,21 +83,23 @@ def test_a_measured_point_and_one_that_failed():
 def test_the_answer_compares_and_names_noise(costs):
     setting = Setting(threads=2)
     one, other = (setting.key(method) for method in setting.methods)
-    fast, slow = Measured(plots.median([1e-4] * 5), error=1e-7), Measured(plots.median([2e-4] * 5), error=1e-7)
+    fast = measured([row(9.0, 0), row(1e-4), row(1e-4, 2)])
+    slow, level = (measured([replace(row(9.0, 0), method=other[0]), replace(row(time), method=other[0]),
+                             replace(row(time, 2), method=other[0])]) for time in (2e-4, 1e-4))  # fmt: skip
     said = explore.answer(costs, setting, {one: fast, other: slow})
     assert "threads/rows is 2 times as fast as serial/compiled." in said.replace("2.0", "2").replace("2.00", "2")
     assert "predicted" in said
-    assert "within the noise" in explore.answer(costs, setting, {one: fast, other: fast})
+    assert "within the noise" in explore.answer(costs, setting, {one: fast, other: level})
 
 
-@pytest.mark.parametrize("axis", list(plots.AXES))
+@pytest.mark.parametrize("axis", explore.AXES)
 def test_the_picture_along_every_axis(costs, axis):
     setting = Setting(threads=2)
-    results = {setting.key("threads/rows"): Measured(plots.median([2e-4, 3e-4]), error=1e-7)}
-    figure = explore.picture(costs, setting, axis, results)
+    found = {setting.key("threads/rows"): measured([row(9.0, 0), row(2e-4), row(3e-4, 2)])}
+    figure = explore.picture(costs, setting, axis, found)
     (ax,) = figure.axes
-    measured = [line for line in ax.lines if line.get_markersize() == 11]
-    assert [list(line.get_ydata()) for line in measured] == [[1e6 * 2.5e-4 / 128]]
+    ringed = [line for line in ax.lines if line.get_markersize() == 11]
+    assert [list(line.get_ydata()) for line in ringed] == [[pytest.approx(1e6 * 2.5e-4 / 128)]]
     assert explore.png(figure)[:4] == b"\x89PNG"
 
 
