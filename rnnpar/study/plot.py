@@ -14,6 +14,7 @@ import os
 import textwrap
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -192,7 +193,8 @@ def write(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise OSError(
             f"cannot write {path}: {error.strerror or error}; RNNPAR_FIGURES can name another folder"
         ) from error
