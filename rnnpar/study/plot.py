@@ -162,7 +162,7 @@ def show(ax: Axes | np.ndarray | Any, name: str, *tables: pd.DataFrame, day: str
     figure = getattr(ax, "figure", None) or np.ravel(ax)[0].figure
     by = by or ", ".join(dict.fromkeys(str(name) for runs in tables for name in runs["machine"].unique()))
     day = day or max((str(date)[:10] for runs in tables for date in runs["date"].dropna()), default="")
-    sign(figure, " · ".join(filter(None, [by, day])) or "the same on every machine: nothing is measured")
+    sign(figure, " · ".join(filter(None, [by, day])) or "not measured: the same on every machine")
     drawing, picture = io.BytesIO(), io.BytesIO()
     figure.savefig(drawing, format="svg", metadata={"Date": None, "Creator": None})
     figure.savefig(picture, format="png", metadata={"Software": None}, pil_kwargs={"optimize": True})
