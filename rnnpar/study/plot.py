@@ -342,7 +342,7 @@ def mark_gaps(ax: Axes, gaps: pd.DataFrame, x: str, by: str, find: Callable[[str
         ax.plot(sizes, [level] * len(sizes), transform=ax.get_xaxis_transform(), ls="", marker=marker, mfc="white",
                 mec=colour, ms=6, clip_on=False)  # fmt: skip
         ends = (ax.transData + ax.transAxes.inverted()).transform([(min(sizes), 1), (max(sizes), 1)])[:, 0]
-        before = ends[0] > 1 - ends[1]  # the side with more room
+        before = ends[0] > max(1 - ends[1], 0.3)  # the side with more room; to the right, where neither has any
         ax.annotate(f"{name}: {STATUS.get(status, status)}", (ends[0] if before else ends[1], level),
                     (-8 if before else 8, 0), xycoords="axes fraction", textcoords="offset points", size=8,
                     ha="right" if before else "left", va="center", color=ink_for(colour))  # fmt: skip
