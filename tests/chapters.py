@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import linecache
 from pathlib import Path
 from typing import Any
 
 import nbformat
 from IPython.display import Image
 
+from rnnpar import registry
 from rnnpar.study import expect
 from rnnpar.study.notebooks import ROOT
 
@@ -20,6 +22,7 @@ def run(name: str, monkeypatch: Any, skip: str = "live", **parameters: Any) -> t
     names: dict[str, Any] = {"display": shown.append, "__name__": "__main__"}
     monkeypatch.setattr(expect, "display", shown.append)
     monkeypatch.setattr("IPython.display.display", shown.append)
+    monkeypatch.setattr(registry, "_own", {})  # what a chapter registers goes when it ends
     monkeypatch.chdir(path.parent)
     for number, cell in enumerate(nbformat.read(path, 4).cells):
         tags = cell.metadata.get("tags", ())
@@ -31,7 +34,8 @@ def run(name: str, monkeypatch: Any, skip: str = "live", **parameters: Any) -> t
 
 
 def _execute(source: str, where: str, names: dict[str, Any], shown: list[Any]) -> None:
-    """Run a cell as a notebook does: the value of a last expression is shown."""
+    """Run a cell as a notebook does: the value of a last expression is shown, and its functions' source can be read."""
+    linecache.cache[where] = (len(source), None, source.splitlines(keepends=True), where)
     body = ast.parse(source, where).body
     last = body.pop() if body and isinstance(body[-1], ast.Expr) and not source.rstrip().endswith(";") else None
     exec(compile(ast.Module(body, []), where, "exec"), names)

@@ -1,31 +1,29 @@
 """Drawings of ideas, in the style of the figures: the unrolled recurrence, a pipeline, caches, a cluster, a scan.
 
-Nothing in them is measured, and they say so in the corner.
+Each returns its axes: `plot.show(diagrams.wavefront(), "03_wavefront")`. Nothing in them is measured, and no machine
+changes them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
-from matplotlib.patches import Circle, FancyArrowPatch, Rectangle
+from matplotlib.patches import FancyArrowPatch, Rectangle
 
-from rnnpar.study.plots import BLUE, GREEN, INK, ORANGE, PINK, QUIET, RED, WIDTH, ink_for, page, styled
+from rnnpar.study.plot import BLUE, GREEN, INK, ORANGE, PINK, QUIET, RED, ink_for, panels
 
-CORNER = "a drawing: nothing here is measured"
 OWNERS = (BLUE, ORANGE, GREEN, PINK)  # of four threads or blocks
 
 
-def _canvas(title: str, subtitle: str, inches: float, width: float, height: float) -> tuple[Figure, Axes]:
+def _canvas(title: str, about: str, inches: float, width: float, height: float) -> Axes:
     """A page with one empty panel of these inches, `width` by `height` in the drawing's own units, y downwards."""
-    figure, (ax,) = page(title, subtitle, CORNER, [inches], right=0.12, left=0.12, foot=0.3)
+    ax = panels(title, about, height=inches)
     ax.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
     ax.grid(False)
     ax.spines[:].set_visible(False)
-    return figure, ax
+    return ax
 
 
 def _pale(colour: str, much: float = 0.35) -> tuple[float, ...]:
@@ -39,17 +37,12 @@ def _box(ax: Axes, x: float, y: float, wide: float, high: float, colour: str, te
     ax.text(x + wide / 2, y + high / 2, text, size=size, color=INK, ha="center", va="center", zorder=3, linespacing=1.3)
 
 
-@styled
-def dependency_graph(steps: int = 4) -> Figure:
+def dependency_graph(steps: int = 4) -> Axes:
     """The recurrence as a graph over time: which arrows wait for the step before, and which leave the loop."""
-    figure, (ax,) = page(
-        "Only one kind of arrow waits for the step before",
-        "An arrow's head needs its tail. Blue and green arrows can be followed for all time steps at once.",
-        "drawn from the equations", [4.4], right=0.12, left=0.12, foot=0.4,
-    )  # fmt: skip
-    ax.set(xlim=(-0.75, steps + 1.72), ylim=(-0.5, 4.5), xticks=[], yticks=[], aspect="auto")
-    ax.grid(False)
-    ax.spines[:].set_visible(False)
+    ax = _canvas("Only one kind of arrow waits for the step before",
+                 "An arrow's head needs its tail. Blue and green arrows can be followed for all time steps at once.",
+                 4.5, steps + 2.47, 5.0)  # fmt: skip
+    ax.set(xlim=(-0.75, steps + 1.72), ylim=(-0.5, 4.5))
     rows = {"x": 0.0, "a": 1.2, "h": 2.1, "o": 3.2, "y": 4.05}
     bands = [
         (-0.42, 0.62, BLUE, "before the loop", "U x[t] for every t:\none product"),
@@ -58,37 +51,30 @@ def dependency_graph(steps: int = 4) -> Figure:
     ]
     for bottom, top, colour, name, text in bands:
         ax.add_patch(Rectangle((-0.7, bottom), steps + 2.4, top - bottom, color=colour, alpha=0.07, lw=0))
-        centre = (bottom + top) / 2
         ax.text(steps + 0.25, top - 0.1, name, color=ink_for(colour), weight="bold", va="top", size=9.5)
-        ax.text(
-            steps + 0.25, centre - 0.12 if top - bottom > 1.5 else centre - 0.1, text, color=INK, va="center", size=8.5
-        )
-    scale = ((WIDTH - 0.24) / (steps + 2.47)) / (4.4 / 5.0)  # circles stay round
+        ax.text(steps + 0.25, (bottom + top) / 2 - 0.12, text, color=INK, va="center", size=8.5)
 
-    def arrow(tail: tuple[float, float], head: tuple[float, float], colour: str, text: str = "", wide: float = 1.4,
-              beside: tuple[float, float] = (0.09, 0.0)) -> None:  # fmt: skip
+    def arrow(tail: Sequence[float], head: Sequence[float], colour: str, text: str = "", wide: float = 1.4,
+              beside: Sequence[float] = (0.09, 0.0)) -> None:  # fmt: skip
         ax.add_patch(FancyArrowPatch(tail, head, arrowstyle="-|>", mutation_scale=11, color=colour, lw=wide,
                                      shrinkA=16, shrinkB=16, zorder=2))  # fmt: skip
-        if text:
-            middle = (tail[0] + head[0]) / 2 + beside[0], (tail[1] + head[1]) / 2 + beside[1]
-            ax.text(*middle, text, color=ink_for(colour), size=9, va="center", weight="bold")
+        middle = (tail[0] + head[0]) / 2 + beside[0], (tail[1] + head[1]) / 2 + beside[1]
+        ax.text(*middle, text, color=ink_for(colour), size=9, va="center", weight="bold")
 
     for t in range(steps):
-        index = ("t-1", "t", "t+1", "t+2", "t+3", "t+4")[t] if t < 6 else f"t+{t - 1}"
+        index = f"t{t - 1:+d}" if t != 1 else "t"
         arrow((t, rows["x"]), (t, rows["a"]), BLUE, "U")
         arrow((t, rows["a"]), (t, rows["h"]), RED, "tanh", beside=(0.07, -0.14))
         arrow((t, rows["h"]), (t, rows["o"]), GREEN, "V")
         arrow((t, rows["o"]), (t, rows["y"]), GREEN, "softmax")
-        arrow((t - 0.62 if t == 0 else t - 1, rows["h"] - (0.55 if t == 0 else 0)), (t, rows["a"]), RED,
-              "W" if t else "", wide=2.6, beside=(0.06, 0.17))  # fmt: skip
+        before = (t - 1, rows["h"]) if t else (-0.62, rows["h"] - 0.55)
+        arrow(before, (t, rows["a"]), RED, "W" if t else "", wide=2.6, beside=(0.06, 0.17))
         for name, level in rows.items():
             colour = BLUE if name == "x" else RED if name in "ah" else GREEN
-            node = Circle((0, 0), 0.2, fc="white", ec=colour, lw=1.4, zorder=3)
-            node.set_transform(mpl.transforms.Affine2D().scale(1, scale).translate(t, level) + ax.transData)
-            ax.add_patch(node)
+            ax.plot(t, level, "o", ms=32, mfc="white", mec=colour, mew=1.4, zorder=3)
             ax.text(t, level - 0.01, f"{name}[{index}]", ha="center", va="center", size=6.8, zorder=4)
     arrow((steps - 1, rows["h"]), (steps - 0.42, rows["a"] + 0.38), RED, wide=2.6)
-    return figure
+    return ax
 
 
 def _arrow(ax: Axes, tail: Sequence[float], head: Sequence[float], colour: str = QUIET, wide: float = 1.2,
@@ -97,13 +83,12 @@ def _arrow(ax: Axes, tail: Sequence[float], head: Sequence[float], colour: str =
                                  shrinkA=0, shrinkB=0, connectionstyle=f"arc3,rad={bend}"))  # fmt: skip
 
 
-@styled
-def wavefront(layers: int = 2, chunks: int = 6) -> Figure:
+def wavefront(layers: int = 2, chunks: int = 6) -> Axes:
     """The stages of stacked layers over time: which chunk each of them has in hand, and where the pipeline is full."""
     stages = [(f"layer {n + 1}: {word}", colour) for n in range(layers) for word, colour in
               (("U x", BLUE), ("W h, tanh", RED))] + [("output: V h, softmax", GREEN)]  # fmt: skip
     slots = len(stages) + chunks - 1
-    figure, ax = _canvas(
+    ax = _canvas(
         "A wavefront: every stage a chunk behind the one above it",
         "A number is a chunk of time steps. A box needs the one with its number in the row above;\n"
         "in a red row it needs the box before it, too.",
@@ -126,13 +111,12 @@ def wavefront(layers: int = 2, chunks: int = 6) -> Figure:
     ax.text(3.1, below, "fills: some have nothing to do yet", size=8, color=QUIET, va="center")
     ax.text(3.1 + (full[0] if full else 0), below, "full", size=8, color=INK, va="center", weight="bold")
     ax.text(3.1 + slots, below, "drains", size=8, color=QUIET, va="center", ha="right")
-    return figure
+    return ax
 
 
-@styled
-def rows_over_caches(cores: int = 4) -> Figure:
+def rows_over_caches(cores: int = 4) -> Axes:
     """W cut into bands of rows, each in the cache of the core that owns it; h goes to all, and all meet."""
-    figure, ax = _canvas(
+    ax = _canvas(
         "Rows over caches: each core keeps its share of W",
         "W is read in every step, and never moves: each band stays in the cache nearest to its reader.\n"
         "Only h travels.",
@@ -155,13 +139,12 @@ def rows_over_caches(cores: int = 4) -> Figure:
     ax.text(3.1, 6.15, "barrier", size=9, color=INK, ha="right", va="center", weight="bold")
     ax.text(7.6, 6.75, "no core begins step t+1 before all pieces of h[t] are there", size=8.5, color=INK, ha="center",
             va="center")  # fmt: skip
-    return figure
+    return ax
 
 
-@styled
-def cluster_exchange(blocks: int = 4) -> Figure:
+def cluster_exchange(blocks: int = 4) -> Axes:
     """What a block of a cluster sends at the end of a step, to whom, and how the receiver knows that it is there."""
-    figure, ax = _canvas(
+    ax = _canvas(
         "A cluster's exchange: messages, and a count of their bytes",
         "One step, seen from block 0, whose messages of 16 bytes are the blue arrows. All others do the same at the\n"
         "same time. Nobody asks and nobody answers.",
@@ -189,14 +172,13 @@ def cluster_exchange(blocks: int = 4) -> Figure:
         _arrow(ax, (into, 5.02), (into, 5.37), RED)
     below = "Two buffers take turns, so that a message for t+1 never falls on a state that is still read."
     ax.text(6.0, 6.95, below, size=8.5, color=INK, ha="center", va="center")
-    return figure
+    return ax
 
 
-@styled
-def scan_tree(steps: int = 8) -> Figure:
+def scan_tree(steps: int = 8) -> Axes:
     """All prefixes of an associative operation: a chain of steps - 1 links, or log2(steps) rounds of a tree."""
     rounds = (steps - 1).bit_length()
-    figure, ax = _canvas(
+    ax = _canvas(
         f"A scan: {steps} steps in {rounds} rounds",
         "A box a..b is the map that leads from the state before step a to the state after step b.\n"
         "Two that follow each other make one. Green: it begins at step 1, so the state after step b is known.",
@@ -220,4 +202,4 @@ def scan_tree(steps: int = 8) -> Figure:
             name = str(step + 1) if begin == step else f"{begin + 1}..{step + 1}"
             _box(ax, x - 0.38, level + 0.26, 0.76, 0.5, GREEN if begin == 0 else QUIET, name, 8.5,
                  much=0.45 if begin == 0 else 0.15)  # fmt: skip
-    return figure
+    return ax

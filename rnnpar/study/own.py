@@ -9,15 +9,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from IPython.display import Markdown
 
 from rnnpar import machine, registry
 from rnnpar.auto import prepare
 from rnnpar.network import RNN
 from rnnpar.reference import reference, relative_error
 from rnnpar.runner import Runner
-from rnnpar.study import measure, plots, store, sweep, tell
+from rnnpar.study import measure, results, store, sweep
+from rnnpar.words import plain
 
 SHAPES = [  # T, B, I, H, O, L: ones, primes, several layers, a long output
     (1, 1, 1, 1, 1, 1),
@@ -28,8 +27,6 @@ SHAPES = [  # T, B, I, H, O, L: ones, primes, several layers, a long output
     (5, 37, 8, 64, 7, 2),
 ]
 SAME = 1e-6  # two ways to compute the same element in float32 may differ by so much
-SIZES = (16, 32, 64, 128, 256, 512)
-T, B = 64, 1  # of the points in `beside`
 
 
 # --- the rules -------------------------------------------------------------------------------------------------------
@@ -45,7 +42,7 @@ def _right(prepared: Callable[[RNN], Runner]) -> str:
             if not error <= worst:
                 worst, where = error, ", ".join(f"{k} {v}" for k, v in zip("TBIHOL", shape, strict=True))
     if not worst <= measure.BOUND:
-        return f"relative error {worst:.2g} at {where}, over the bound of {plots.plain(measure.BOUND)}"
+        return f"relative error {worst:.2g} at {where}, over the bound of {plain(measure.BOUND)}"
     return ""
 
 
@@ -129,15 +126,6 @@ def check(method: str, **options: Any) -> dict[str, str]:
     return found
 
 
-def rules(method: str, **options: Any) -> Markdown:
-    """`check` as a table below a verdict."""
-    found = check(method, **options)
-    broken = [rule for rule, how in found.items() if how]
-    held = f"keeps all {len(found)} rules" if not broken else f"breaks {len(broken)} of {len(found)} rules"
-    table = tell.table_of(("rule", method), [(rule, f"no: {how}" if how else "kept") for rule, how in found.items()])
-    return Markdown(f"{tell.say(f'{method} {held}').data}\n\n{table.data}")
-
-
 def _problem(T: int, B: int, I: int, H: int, O: int, L: int) -> tuple[RNN, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(1)
     x = rng.standard_normal((T, B, I), dtype=np.float32)
@@ -160,73 +148,23 @@ def _differ(one: np.ndarray, other: np.ndarray) -> str:
 # --- beside the others -----------------------------------------------------------------------------------------------
 
 
-def beside(
-    methods: Sequence[str],
-    sizes: Sequence[int] = SIZES,
-    name: str = "",
-    experiment: str = "own",
-    samples: int = 15,
-    budget_s: float = 0.1,
-) -> pd.DataFrame:
-    """The times of some methods at B = 1, T = 64 and I = O = H, a size of `sizes` after the other.
+def race(
+    methods: Sequence[str], sizes: Sequence[int], T: int = 64, experiment: str = "own", name: str = "",
+    samples: int = 15, budget_s: float = 0.1,
+) -> None:  # fmt: skip
+    """Measure some methods at B = 1 and I = O = H, taking turns, and store their times as a sweep's are stored.
 
-    They are stored like a sweep's, under the name of the experiment: a size is measured only where the source of one
-    of the methods has changed since, and then all of them anew, taking turns. Each set of methods that is compared
-    needs an experiment of its own, lest times of different races meet. Of another machine than this one, `name`, what
-    is stored there is taken.
+    A size of `sizes` is measured only where the source of one of the methods has changed since, and then all of them
+    anew. Each set of methods that is compared needs an experiment of its own, lest times of different races meet.
+    Nothing happens for a page about another machine than this one, `name`.
     """
-    if name not in ("", machine.name()):
-        stored = store.load(experiment, name)
-        return stored[stored["method"].isin(methods)]
-    cases = [(method, {"threads": machine.cores_allowed()} if _takes_threads(method) else {}) for method in methods]
-    planned = {measure.Point("random", H, H, H, T, B): cases for H in sizes}
+    if (name or results.drawn_for()) != machine.name():
+        return
+    cases = [(method, {"threads": machine.cores_allowed()} if "threads" in registry.find(method).options() else {})
+             for method in methods]  # fmt: skip
+    planned = {measure.Point("random", H, H, H, T, 1): cases for H in sizes}
     rng = np.random.default_rng(0)
     if not (store.results_folder() / "machine.json").exists():
         store.save_machine(machine.describe())
     for point in sweep.remaining(planned, store.newest(experiment)):
         store.append(measure.measure_group(point, cases, samples, budget_s, rng), experiment)
-    frame = store.load(experiment, machine.name())
-    return frame[frame["method"].isin(methods) & frame["H"].isin(sizes) & (frame["T"] == T)]
-
-
-def _takes_threads(method: str) -> bool:
-    return "threads" in registry.find(method).options()
-
-
-def joined(frame: pd.DataFrame, method: str = "mine/joined") -> Markdown:
-    """The verdict of chapter 09 on its first method."""
-    over, fixed = tell.ratios_of(frame, "H", method, "serial/hoisted")
-    naive, _ = tell.ratios_of(frame, "H", method, "serial/naive")
-    fared = [
-        tell.fared_at("level with serial/hoisted, within a quarter, up to H = 64", "H", over,
-                        lambda r: 0.8 <= r <= 1.25, most=64),
-        tell.fared_at("0.4 to 0.7 times as fast at H = 512", "H", over, lambda r: 0.4 <= r <= 0.7, least=512),
-    ]  # fmt: skip
-    if not over or not naive:
-        return tell.say(tell.NOT_MEASURED, *fared)
-    few, many = min(over), max(over)
-    return tell.say(
-        f"{tell.on(frame)}, {method} is {tell.compared_with(over[few], 'serial/hoisted')} at H = {few:,} and "
-        f"{tell.as_times(over[many])} at H = {many:,}; over serial/naive it is "
-        f"{tell.as_times(naive[few])} and {tell.as_times(naive[many])} as fast ({fixed})",
-        *fared,
-    )
-
-
-def caught(frame: pd.DataFrame, method: str) -> Markdown:
-    """The verdict on a method whose answers are wrong: by how much, and that it got no time."""
-    mine = frame[frame["method"] == method]
-    wrong = mine[mine["status"] == "inaccurate"]
-    last = mine.groupby("H")["status"].last()
-    fared = tell.outcome("it is caught at every size", {f"H = {H:,}": status != "ok" for H, status in last.items()})
-    if mine.empty:
-        return tell.say(tell.NOT_MEASURED, fared)
-    if wrong.empty:
-        return tell.say(f"{tell.on(frame)}, nothing wrong was found in the answers of {method}", fared)
-    low, high = (plots.percent(value) for value in (wrong["error"].min(), wrong["error"].max()))
-    return tell.say(
-        f"{tell.on(frame)}, the answers of {method} are {low} to {high} away from the oracle's, where "
-        f"{plots.plain(100 * measure.BOUND)}% is allowed: it has no time at {wrong['H'].nunique()} of "
-        f"{mine['H'].nunique()} sizes",
-        fared,
-    )

@@ -162,7 +162,7 @@ def show(ax: Axes | np.ndarray | Any, name: str, *tables: pd.DataFrame, day: str
     figure = getattr(ax, "figure", None) or np.ravel(ax)[0].figure
     by = by or ", ".join(dict.fromkeys(str(name) for runs in tables for name in runs["machine"].unique()))
     day = day or max((str(date)[:10] for runs in tables for date in runs["date"].dropna()), default="")
-    sign(figure, " · ".join(filter(None, [by, day])) or "computed: the same on every machine")
+    sign(figure, " · ".join(filter(None, [by, day])) or "not measured: the same on every machine")
     drawing, picture = io.BytesIO(), io.BytesIO()
     figure.savefig(drawing, format="svg", metadata={"Date": None, "Creator": None})
     figure.savefig(picture, format="png", metadata={"Software": None}, pil_kwargs={"optimize": True})
@@ -342,7 +342,7 @@ def mark_gaps(ax: Axes, gaps: pd.DataFrame, x: str, by: str, find: Callable[[str
         ax.plot(sizes, [level] * len(sizes), transform=ax.get_xaxis_transform(), ls="", marker=marker, mfc="white",
                 mec=colour, ms=6, clip_on=False)  # fmt: skip
         ends = (ax.transData + ax.transAxes.inverted()).transform([(min(sizes), 1), (max(sizes), 1)])[:, 0]
-        before = ends[0] > 1 - ends[1]  # the side with more room
+        before = ends[0] > max(1 - ends[1], 0.3)  # the side with more room; to the right, where neither has any
         ax.annotate(f"{name}: {STATUS.get(status, status)}", (ends[0] if before else ends[1], level),
                     (-8 if before else 8, 0), xycoords="axes fraction", textcoords="offset points", size=8,
                     ha="right" if before else "left", va="center", color=ink_for(colour))  # fmt: skip

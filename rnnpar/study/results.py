@@ -208,6 +208,15 @@ def work(row: Any) -> Work:
     return Work(**{letter: int(getattr(row, letter)) for letter in ("T", "B", "I", "H", "O", "layers")})
 
 
+def label(row: Mapping[str, Any]) -> str:
+    """A shape in words, as "H 512 T 64 B 4 2 layers": what differs from the plain case is named."""
+    square = row["H"] == row["I"] == row["O"]
+    parts = [row["workload"] if row["workload"] != "random" else "", f"H {row['H']:,}",
+             "" if square else f"I {row['I']:,} O {row['O']:,}", f"T {row['T']:,} B {row['B']:,}",
+             f"{row['layers']} layers" if row["layers"] > 1 else ""]  # fmt: skip
+    return " ".join(filter(None, parts))
+
+
 def beside(runs: pd.DataFrame) -> pd.DataFrame:
     """A row a measurement with its `predicted` seconds beside the measured ones; those without both are left out."""
     known = predicted(runs)[[*KEY, "seconds"]].rename(columns={"seconds": "predicted"})
