@@ -29,7 +29,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLo
 
 from rnnpar import registry
 from rnnpar.study.results import drawn_for
-from rnnpar.words import plain, ratio, short
+from rnnpar.words import percent, plain, ratio, short
 
 # --- style -----------------------------------------------------------------------------------------------------------
 
@@ -436,3 +436,28 @@ def heat(values: pd.DataFrame, words: pd.DataFrame, ax: Axes, colours: Any, low:
     ax.set_xticks(np.arange(values.shape[1]) + 0.5, [plain(B) for B in values.columns])
     ax.set_yticks(np.arange(len(values)) + 0.5, [plain(H) for H in values.index], rotation=0)
     ax.tick_params(length=0)
+
+
+def predicted_over_measured(points: pd.DataFrame, within: float = 0.25) -> Axes:
+    """`results.beside` as a scatter: predicted over measured against the measured time, a colour a method."""
+    text = ("Predicted over measured time of a call, every point. Beside a name: the median of how far off the "
+            f"prediction is, either way. Shaded: within {100 * within:.0f}%.")  # fmt: skip
+    ax = panels("The model against the measurement", text, height=3.9)
+    if points.empty:
+        return nothing(ax, "no prediction to show: the peaks or the measurements are missing")
+    points = points.assign(off=points["predicted"] / points["seconds"], us=1e6 * points["seconds"])
+    names = in_order(points["method"])
+    away = (points["off"] - 1).abs().groupby(points["method"]).median()
+    ax.set(xlim=(points["us"].min() / 1.4, points["us"].max() * 1.4))
+    ax.set(ylim=(min(0.45, points["off"].min() / 1.2), max(2.2, points["off"].max() * 1.2)))
+    seaborn.scatterplot(points, x="us", y="off", hue="method", hue_order=names, palette=[look(n).colour for n in names],
+                        style="method", style_order=names, markers=[look(n).marker for n in names], ax=ax, s=38,
+                        alpha=0.8)  # fmt: skip
+    handles = ax.get_legend().legend_handles
+    ax.legend(handles, [f"{n}  {percent(away[n])}" for n in names], loc="upper left", bbox_to_anchor=(1, 1))
+    ax.axhspan(1 / (1 + within), 1 + within, color="#e3e6ea", lw=0, zorder=0)
+    ax.axhline(1, color=QUIET, lw=1, zorder=1)
+    ax.set(xlabel="measured time of a call (µs)", ylabel="predicted / measured")
+    log_axis(ax.xaxis)
+    log_axis(ax.yaxis, suffix="×")
+    return ax

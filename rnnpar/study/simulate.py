@@ -1,4 +1,4 @@
-"""Ranks that nobody here has: the strategies of `mpi` simulated on up to 1,024 of them, on given networks.
+"""Ranks: predicted from a machine's own messages, and simulated, up to 1,024 of them, on given networks.
 
 Every rank has a clock. It computes for as long as the model says (times a little chance, since no two cores are ever
 equally undisturbed), sends its messages, and goes on when those that it waits for have come. What is assumed:
@@ -13,15 +13,19 @@ equally undisturbed), sends its messages, and goes on when those that it waits f
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from rnnpar import model_ranks
 from rnnpar.backends.mpi import FEW
+from rnnpar.model import Model
 from rnnpar.model_ranks import Link
+from rnnpar.study import results, store
 from rnnpar.work import Work
 
 GB = 1e9
@@ -108,3 +112,82 @@ def curve(
 ) -> dict[int, float]:
     """Seconds of a call on each number of ranks."""
     return {count: SIMULATED[method](model, work, count, link, jitter) for count in ranks}
+
+
+# --- on the ranks of a machine that was measured --------------------------------------------------------------------
+
+
+def messages(name: str) -> dict[str, Any]:
+    """What messages cost on a machine (mpi.json): "call", "messages" and "exchange"; empty where not measured."""
+    file = store.results_folder(name) / "mpi.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
+def link(found: Mapping[str, Any]) -> Link:
+    """alpha and beta from the ping-pong: the least message, and the slope up to 256 KB."""
+    table = dict(map(tuple, found.get("messages", [])))
+    if not table:
+        return model_ranks.NEAR
+    alpha, size = table[min(table)], 262144
+    return Link(alpha, (table[size] - alpha) / size, alpha / 2)
+
+
+def measured_exchange(found: Mapping[str, Any], ranks: int) -> Callable[[int, float], float]:
+    """meet(ranks, elements) as model_ranks.rows takes it: a line through the exchanges measured in the window."""
+    sizes, seconds = zip(*found["exchange"][str(ranks)]["window"], strict=True)
+    return lambda _, elements: (
+        float(np.interp(elements, sizes, seconds))
+        if elements <= sizes[-1]
+        else float(seconds[-1] * elements / sizes[-1])
+    )
+
+
+def window_link(found: Mapping[str, Any], ranks: int) -> Link:
+    """alpha and beta of ranks that share memory: an allgather of a state takes what its exchange was measured to."""
+    meet, (small, large) = measured_exchange(found, ranks), (64, 8192)
+    rounds, sent = math.ceil(math.log2(ranks)), 4.0 * (ranks - 1) / ranks  # as model_ranks.allgather has them
+    beta = max(0.0, meet(ranks, large) - meet(ranks, small)) / (sent * (large - small))
+    return Link((meet(ranks, small) - beta * sent * small) / rounds, beta)
+
+
+def formula(costs: Model, found: Mapping[str, Any], method: str, work: Work, ranks: int) -> float:
+    """Seconds of a call of `mpi` on the ranks of the machine that was measured; more ranks than cores take turns."""
+    start, turns = found["call"][str(ranks)], max(1.0, ranks / model_ranks.cores(costs))
+    if method == "mpi/rows":
+        meet = measured_exchange(found, ranks)(ranks, work.B * work.H) if ranks > 1 else 0.0
+        return start + turns * model_ranks.rows(costs, work, ranks, lambda *_: 0.0) + work.layers * work.T * meet
+    if method == "mpi/batch":
+        return start + turns * model_ranks.batch(costs, work, ranks)
+    return start + turns * model_ranks.pipeline(costs, work, ranks, link(found))
+
+
+def simulated(costs: Model, found: Mapping[str, Any], method: str, work: Work, ranks: int) -> float:
+    """Seconds of a call by simulation on the ranks of the machine that was measured, two at least.
+
+    Two ranks have a core each, and the link that ping-pong measured, or in `rows`, whose states lie in a window, the
+    exchange there. More ranks than cores take turns: computing takes as many times as long, and a message as long as
+    an exchange was measured to take on as many ranks.
+    """
+    turns, wire = max(1.0, ranks / model_ranks.cores(costs)), link(found)
+    if turns == 1 and method == "mpi/rows":
+        wire = window_link(found, ranks)
+    elif turns > 1:
+        wire = Link(measured_exchange(found, ranks)(ranks, 64), wire.beta)
+    computing = SIMULATED[method](costs, work, ranks, Link(0.0, 0.0), jitter=0.0)
+    sending = SIMULATED[method](costs, work, ranks, wire) - computing
+    return found["call"][str(ranks)] + turns * computing + sending
+
+
+def beside(runs: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The measurements of `mpi` with their `predicted` seconds beside them, and `simulated` from two ranks on.
+
+    Empty without the machine's peaks and messages.
+    """
+    costs, found = results.cost_model(name), messages(name)
+    rows = runs[runs["method"].str.startswith("mpi/")].dropna(subset="seconds")
+    if costs is None or not found:
+        return rows.iloc[:0].assign(predicted=np.nan, simulated=np.nan)
+    cases = [(costs, found, row.method, results.work(row), int(row.threads)) for row in rows.itertuples()]
+    both = dict(predicted=[formula(*case) for case in cases],
+                simulated=[simulated(*case) if case[-1] > 1 else np.nan for case in cases])  # fmt: skip
+    return rows.assign(**both)

@@ -10,13 +10,11 @@ import os
 
 import numpy as np
 import pandas as pd
-from IPython.display import Markdown
 
 from rnnpar import machine
 from rnnpar.study import measure
 
 METHODS = ("serial/compiled", "threads/rows")
-BOUND = 0.03  # of the time: what we predict that Dask costs at most
 BUDGET_S = 0.3  # for the samples of a method in a round
 LIMIT_S = 60.0
 
@@ -53,21 +51,6 @@ def beside_dask(rounds: int = 5, H: int = 256, T: int = 1024) -> pd.DataFrame:
             for name in set(os.environ) - set(ours):
                 del os.environ[name]
     return pd.DataFrame(found)
-
-
-def undisturbed(frame: pd.DataFrame) -> Markdown:
-    """What a Dask worker beside it costs a measurement, as medians of the rounds' ratios."""
-    if frame.empty:
-        return Markdown("*Not measured: it needs Dask, `pip install 'rnnpar[cluster]'`.*")
-    ratios = (frame["dask"] / frame["alone"]).groupby(frame["method"]).median() - 1
-    said = " and ".join(f"{100 * value:+.1f}% for {method}" for method, value in ratios.items())
-    spread = 100 * (frame["alone"].groupby(frame["method"]).agg(lambda s: s.max() / s.min() - 1)).max()
-    fared = "It held" if ratios.abs().max() <= BOUND else "It failed"
-    return Markdown(
-        f"**On this machine a Dask worker beside it changes a measured time by {said}; without one, the same time "
-        f"changes by up to {spread:.0f}% from round to round.**\n\n"
-        f"*Predicted: at most {100 * BOUND:.0f}%.* {fared}."
-    )
 
 
 def _medians(rows: list) -> dict[str, float]:
