@@ -208,6 +208,12 @@ def nothing(ax: Axes, text: str = "not measured on this machine") -> Axes:
     return ax
 
 
+def stamp(ax: Axes, measured: bool, x: float = 0.02, y: float = 0.97) -> None:
+    """Say in the picture that nothing of it was measured, where that is so."""
+    if not measured:
+        ax.text(x, y, "predicted, not measured", transform=ax.transAxes, va="top", color=RED, size=9.5, weight="bold")
+
+
 def about(runs: pd.DataFrame, x: str = "") -> str:
     """What the rows hold fixed, and what is drawn of them, as a page says it below its title."""
     measured = runs[runs["source"] == "measured"] if len(runs) else runs

@@ -6,7 +6,8 @@
     gain = results.speed_up(one, over="serial/naive")     # a column more, with its interval
 
 `seconds` is the median of a call, `seconds_low` and `seconds_high` its 95% bootstrap interval, `us_per_step` the same
-in microseconds over T. A point that has no time keeps its row: `status` says why, and its times are NaN.
+in microseconds over T. A point that has no time keeps its row: `status` says why, and its times are NaN. `code` is the
+hash of the method's source that ran.
 
 Letters: T steps, B sequences side by side, I input, H hidden, O output size.
 """
@@ -34,7 +35,7 @@ REFERENCE = "amd-epyc-znver5-2c-e3a5"  # whose results a machine without its own
 SHAPE = ["workload", "H", "I", "O", "T", "B", "layers"]
 KEY = ["machine", "experiment", *SHAPE, "method", "threads", "kind"]  # what tells one measurement from all others
 TIMES = ["seconds", "seconds_low", "seconds_high", "us_per_step", "us_per_step_low", "us_per_step_high"]
-COLUMNS = [*KEY, "source", *TIMES, "first_call", "error", "status", "message", "date", "samples"]
+COLUMNS = [*KEY, "source", *TIMES, "first_call", "error", "status", "message", "date", "code", "samples"]
 INTEGERS = ["H", "I", "O", "T", "B", "layers", "threads"]
 EMPTY = pd.DataFrame(columns=COLUMNS).astype(
     {column: "int64" if column in INTEGERS else "float64" if column in [*TIMES, "first_call", "error"] else object if
@@ -90,7 +91,7 @@ def live(methods: Sequence[str], H: int, T: int = 128, B: int = 1, **options: An
 
 def measurements(samples: pd.DataFrame, experiment: str = "sweep") -> pd.DataFrame:
     """Samples, as store.load gives them, as a row a measurement: medians with intervals, and why there is no time."""
-    samples = samples.rename(columns={"seconds": "one", "samples": "planned"}).drop(columns="source")
+    samples = samples.rename(columns={"seconds": "one", "samples": "planned", "source": "code"})
     samples = samples.assign(experiment=experiment)
     point = ["machine", "point"]
     first = samples[samples["kind"] == "compile"].groupby(point)["one"].first().rename("first_call")
