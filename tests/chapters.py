@@ -19,9 +19,9 @@ def run(name: str, monkeypatch: Any, skip: str = "live", **parameters: Any) -> t
     """The names that a chapter's cells leave, and all that they have shown; cells tagged `skip` are left out."""
     (path,) = (ROOT / "notebooks").glob(f"{name}*.ipynb")
     shown: list[Any] = []
-    names: dict[str, Any] = {"display": shown.append, "__name__": "__main__"}
-    monkeypatch.setattr(expect, "display", shown.append)
-    monkeypatch.setattr("IPython.display.display", shown.append)
+    names: dict[str, Any] = {"display": lambda *many: shown.extend(many), "__name__": "__main__"}
+    for place in ("IPython.display", "rnnpar.study.expect"):
+        monkeypatch.setattr(f"{place}.display", names["display"])
     monkeypatch.setattr(registry, "_own", {})  # what a chapter registers goes when it ends
     monkeypatch.chdir(path.parent)
     for number, cell in enumerate(nbformat.read(path, 4).cells):

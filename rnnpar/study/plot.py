@@ -365,8 +365,8 @@ def dots(table: pd.DataFrame, value: str, rows: str = "method", start: float | N
          ax: Axes | None = None, title: str = "", text: str = "") -> Axes:  # fmt: skip
     """A row a line of the table on a log axis: a marker at `value`, a stem from `start`, an interval, and the number.
 
-    The columns <value>_low and <value>_high are the interval's; `colour` and `note`, where they are there, are a row's
-    colour and what stands behind its number. Rows without a value show their `status`.
+    The columns <value>_low and <value>_high are the interval's; `colour` and `text`, where they are there, are a row's
+    colour and what it says in place of the number. Rows without a value show their `status`.
     """
     ax = ax if ax is not None else panels(title, text, height=0.29 * max(len(table), 3) + 0.6)
     good = table[value].dropna()
@@ -376,21 +376,23 @@ def dots(table: pd.DataFrame, value: str, rows: str = "method", start: float | N
     low, high = min(ends) / 1.3, max(ends) * max(1.6, (max(ends) / min(ends)) ** 0.2)
     ax.set(xlim=(low, high), ylim=(len(table) - 0.4, -0.6))
     log_axis(ax.xaxis, suffix=suffix)
-    for row, line in enumerate(table.to_dict("records")):
-        colour, marker = line.get("colour") or look(line[rows]).colour, look(line[rows]).marker
+    columns = [column for column in table if column != "samples"]
+    for row, line in enumerate(table[columns].to_dict("records")):
+        line = {key: one for key, one in line.items() if not pd.isna(one)}
+        colour, marker = line.get("colour", look(line[rows]).colour), look(line[rows]).marker
         style = dict(color=colour, solid_capstyle="butt")
-        if pd.isna(line[value]):
+        if value not in line:
             text = STATUS.get(line.get("status", ""), "not measured")
             ax.annotate(
                 text, (start or low, row), (9, 0), textcoords="offset points", va="center", size=8.5, color=QUIET
             )
             ax.plot(start or low, row, mfc="white", mec=colour, marker=marker, ms=7)
             continue
-        top = line[value] if pd.isna(line.get(f"{value}_high")) else line[f"{value}_high"]
+        bottom, top = line.get(f"{value}_low", line[value]), line.get(f"{value}_high", line[value])
         ax.plot([low if start is None else start, line[value]], [row, row], lw=2.2, alpha=0.5, **style)
-        ax.plot([line.get(f"{value}_low"), top], [row, row], lw=5, alpha=0.3, **style)
+        ax.plot([bottom, top], [row, row], lw=5, alpha=0.3, **style)
         ax.plot(line[value], row, marker=marker, ms=7.5, mec="white", mew=0.6, color=colour)
-        said = f"{ratio(line[value])}{suffix}  {line.get('note') or ''}"
+        said = line.get("text", f"{ratio(line[value])}{suffix}")
         ax.annotate(said, (max(top, start or 0), row), (9, 0), textcoords="offset points", va="center", size=8.5,
                     color=ink_for(colour))  # fmt: skip
     ax.set_yticks(range(len(table)), list(table[rows]))
@@ -418,12 +420,20 @@ def best_map(runs: pd.DataFrame, title: str = "Which method is fastest where") -
     winners = in_order(best["method"])
     grid = lambda values: values.unstack().reindex(index=shape[0], columns=shape[1])  # noqa: E731
     tints = [tuple(1 - 0.4 * (1 - np.array(to_rgb(look(name).colour)))) for name in winners]
-    seaborn.heatmap(grid(best["method"].map(winners.index)), annot=grid(words).fillna(""), fmt="", cbar=False, ax=ax,
-                    cmap=ListedColormap(tints), vmin=-0.5, vmax=len(winners) - 0.5, linewidths=2, linecolor="white",
+    heat(grid(best["method"].map(winners.index)), grid(words), ax, ListedColormap(tints), -0.5, len(winners) - 0.5)
+    return ax
+
+
+def heat(values: pd.DataFrame, words: pd.DataFrame, ax: Axes, colours: Any, low: float, high: float) -> None:
+    """Cells over H and B: a colour by the value from low to high, and words; a cell without a value stays grey."""
+    if values.empty:
+        nothing(ax)
+        return
+    seaborn.heatmap(values.astype(float), annot=words.fillna(""), fmt="", cbar=False, ax=ax, cmap=colours, vmin=low,
+                    vmax=high, linewidths=2, linecolor="white",
                     annot_kws=dict(size=7.5, color=INK, linespacing=1.3))  # fmt: skip
     ax.set(xlabel=LABELS["B"], ylabel=LABELS["H"], facecolor=FAINT)
     ax.grid(False)
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_ticklabels([f"{int(float(label.get_text())):,}" for label in axis.get_ticklabels()], rotation=0)
+    ax.set_xticks(np.arange(values.shape[1]) + 0.5, [plain(B) for B in values.columns])
+    ax.set_yticks(np.arange(len(values)) + 0.5, [plain(H) for H in values.index], rotation=0)
     ax.tick_params(length=0)
-    return ax
