@@ -112,7 +112,7 @@ def time(options: argparse.Namespace) -> int:
     if disturbed := doctor.disturbance():
         print(f"warning: {disturbed}; these times are of a loaded machine", file=sys.stderr)
     try:
-        print(compare.compare(options.method, work, options.threads, options.baseline).report())
+        print(compare.compare(options.method, work, options.threads, options.baseline))
     except compare.NoTime as error:
         return _complain(error)
     return 0

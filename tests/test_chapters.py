@@ -61,7 +61,7 @@ def test_a_chapter_on_every_set_of_results(number, shown):
     assert drawn["full"] == drawn["partial"] == drawn["empty"]
     assert list(said["full"]) == list(said["partial"]) == list(said["empty"])
     measured = [claim for claim, word in said["empty"].items() if word != "not measured"]
-    assert not measured or number in ("01", "04", "05"), "what nothing was measured for has no outcome"
+    assert not measured or number in ("01", "04", "05", "09"), "what nothing was measured for has no outcome"
     assert "not measured" not in said["full"].values() or number in ("03", "04", "05", "07")
 
 

@@ -14,7 +14,7 @@ import pytest
 
 import rnnpar
 from rnnpar import __main__, advice, doctor, machine, model, registry
-from rnnpar.study import sweep, tell, which
+from rnnpar.study import results, sweep, which
 from rnnpar.words import write_anything
 from tests.test_model import simple_peaks
 from tests.test_register import right, wrong
@@ -59,7 +59,7 @@ def test_advise_says_what_the_chapters_say(capsys, monkeypatch):
     assert [line.split()[0] for line in lines[3 : 3 + len(wanted.seconds)]] == list(wanted.seconds)
     assert lines[3 + len(wanted.seconds) :] == ["", "Not considered:", *(f"  {line}" for line in wanted.not_considered)]
     assert [line.split()[-1] for line in lines[3:] if line.startswith(f"{wanted.method} ")] == ["1.00×"]
-    monkeypatch.setattr(tell, "cost_model", lambda name="": model.here())
+    monkeypatch.setattr(results, "cost_model", lambda name="": model.here())
     said = which.advice(256, 100, 1, 64, 256, 1).data
     assert said.startswith(f"**{wanted.sentence}**\n\n{wanted.details}\n\n")
 

@@ -20,6 +20,7 @@ import pandas as pd
 from IPython.display import Markdown, display
 
 from rnnpar import machine
+from rnnpar.study import results, store
 from rnnpar.words import ratio
 
 MIME = "application/vnd.rnnpar.expectation+json"
@@ -34,7 +35,7 @@ class Outcome:
     claim: str
     values: pd.Series
     failed: pd.Series
-    here: bool = False  # whether the values were measured by the machine that runs this, whatever the chapter shows
+    by: str = ""  # the machine that measured the values, where that is not the one that the chapter shows
 
     @property
     def word(self) -> str:
@@ -58,23 +59,24 @@ class Outcome:
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         text = f"*Expected: {self.claim}.* {self._sentence()}"
         record = dict(claim=self.claim, outcome=self.word, tried=len(self.values), failed=len(self.failed),
-                      here=machine.name() if self.here else "")  # fmt: skip
+                      by=self.by)  # fmt: skip
         return {"text/markdown": text, "text/plain": re.sub(r"[*]", "", text), MIME: record}
 
 
-def expect(claim: str, values: Values, *, here: bool = False, **bounds: float) -> None:
+def expect(claim: str, values: Values, *, here: bool = False, by: str = "", **bounds: float) -> None:
     """Show how a claim fares: `check`, displayed. A cell may have several."""
-    display(check(claim, values, here=here, **bounds))
+    display(check(claim, values, here=here, by=by, **bounds))
 
 
 def check(
     claim: str, values: Values, *, at_least: float | None = None, at_most: float | None = None,
-    above: float | None = None, below: float | None = None, here: bool = False,
+    above: float | None = None, below: float | None = None, here: bool = False, by: str = "",
 ) -> Outcome:  # fmt: skip
     """Hold each of `values` against the bounds; a Series' index, or a mapping's keys, say where each was measured.
 
     Without bounds the values are truths. NaN is not measured. `here`: whether the machine that runs this measured the
-    values just now, whichever a chapter shows. ValueError for numbers without a bound.
+    values just now, whichever a chapter shows; `by`: the machine that did, where it is neither. ValueError for numbers
+    without a bound.
     """
     series = _series(values).dropna()
     bounds = [(at_least, np.greater_equal), (at_most, np.less_equal), (above, np.greater), (below, np.less)]
@@ -82,7 +84,8 @@ def check(
     if not kept and len(series) and not series.isin([True, False]).all():
         raise ValueError(f"{claim!r} has values and no bound: give at_least, at_most, above or below")
     held = np.logical_and.reduce(kept) if kept else series.astype(bool)
-    return Outcome(claim, series if kept else series.astype(bool), series[~np.asarray(held, bool)], here)
+    return Outcome(claim, series if kept else series.astype(bool), series[~np.asarray(held, bool)],
+                   machine.name() if here else by)  # fmt: skip
 
 
 def say(text: str, **values: Values) -> None:
@@ -137,14 +140,22 @@ def _series(values: Values) -> pd.Series:
 def recorded(rendered: Path) -> pd.DataFrame:
     """A row an expectation of the chapters executed in `rendered`, which has a folder a machine.
 
-    What was measured while a chapter ran counts for the machine that ran it.
+    What was measured while a chapter ran counts for the machine that ran it; what a chapter shows of another machine,
+    because its own has not measured it, counts for that one.
     """
     found = []
     for file in sorted(rendered.glob("*/[0-9][0-9]_*.ipynb")):
         for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]:
             for output in cell.get("outputs", ()):
                 if record := output.get("data", {}).get(MIME):
-                    name = record["here"] or file.parent.name
+                    name = record["by"] or _measured_by(file.stem[:2], file.parent.name)
                     found.append(dict(chapter=file.stem[:2], claim=record["claim"], machine=name, **{
                         key: record[key] for key in ("outcome", "tried", "failed")}))  # fmt: skip
     return pd.DataFrame(found, columns=["chapter", "claim", "machine", "outcome", "tried", "failed"])
+
+
+def _measured_by(chapter: str, name: str) -> str:
+    """The machine whose results a chapter shows that was executed for the machine `name`."""
+    from rnnpar.study.figures import EXPERIMENT, NEEDS
+
+    return results.where(name, NEEDS.get(chapter, EXPERIMENT)) if name in store.machines() else name

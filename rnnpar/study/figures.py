@@ -27,7 +27,8 @@ from rnnpar.study.corpus import data_folder
 from rnnpar.words import did_you_mean, write_anything
 
 EXPERIMENT = "sweep"
-NEEDS = {"04": "gpu", "05": "gpu", "06": "mpi", "07": "in_time"}  # the experiment of a chapter, where not the sweep
+# the experiment of a chapter, where it is not the sweep
+NEEDS = {"04": "gpu", "05": "gpu", "06": "mpi", "07": "in_time", "09": "own"}
 CELL_LIMIT_S = 900
 
 

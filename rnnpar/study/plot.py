@@ -153,14 +153,15 @@ def show(ax: Axes | np.ndarray | Any, name: str, *tables: pd.DataFrame, day: str
     """Write the figure as figures/<machine>/<name>.svg and .png, and return the picture for a notebook to display.
 
     The machine and the last day of what was drawn, as the tables have them (or `by` and `day`), stand in its corner.
-    Without either it is a drawing that no machine changes: figures/<name>. Only the machine for which a chapter is
+    Without any table it is a drawing that no machine changes: figures/<name>. Only the machine for which a chapter is
     drawn (RNNPAR_MACHINE, this one by default) has files written: another's lie in its own folder already. OSError
     says which folder cannot be written; RNNPAR_FIGURES can name another one.
     """
     from IPython.display import Image
 
     figure = getattr(ax, "figure", None) or np.ravel(ax)[0].figure
-    by = by or ", ".join(dict.fromkeys(str(name) for runs in tables for name in runs["machine"].unique()))
+    names = dict.fromkeys(str(name) for runs in tables for name in runs["machine"].unique())
+    by = by or ", ".join(names) or (drawn_for() if tables else "")
     day = day or max((str(date)[:10] for runs in tables for date in runs["date"].dropna()), default="")
     sign(figure, " · ".join(filter(None, [by, day])) or "not measured: the same on every machine")
     drawing, picture = io.BytesIO(), io.BytesIO()

@@ -133,43 +133,6 @@ def family(backend: str) -> list[str]:
     return [method.name for method in registry.methods() if method.backend == backend]
 
 
-def methods_table() -> Markdown:
-    """Every method: what it parallelises, what it waits for, and whether it runs here."""
-    rows = [(f"`{method.name}`", method.parallelises, method.synchronises, method.why_not or "yes")
-            for method in registry.methods()]  # fmt: skip
-    return table_of(("method", "parallelises", "waits for", "runs here"), rows)
-
-
-def machine_table(name: str = "") -> Markdown:
-    """What is known of a machine: from its results, or asked of this one."""
-    stored = name and (store.results_folder(name) / "machine.json").exists()
-    known = store.load_machine(name) if stored else machine.describe()
-    blas = known.get("blas") or {}
-    took = f" (takes the processor for {blas.get('architecture')})" if blas.get("architecture") else ""
-    versions = known.get("versions", {})
-    system = known.get("system", "").split()
-    rows = [
-        ("name here", f"`{known['name']}`"),
-        ("processor", known["cpu"]),
-        ("cores that may be used", known["cores_allowed"]),
-        (
-            "caches of a core",
-            ", ".join(f"{level} {as_bytes(size)}" for level, size in known["caches"].items()) or "unknown",
-        ),
-        ("memory", as_bytes(known["memory_bytes"])),
-        ("GPU", gpu_words(known["gpu"])),
-        ("NumPy's BLAS", f"{blas.get('internal_api', 'unknown')} {blas.get('version', '')}{took}"),
-        ("system", " ".join(system[:1] + system[-1:])),
-        (
-            "versions",
-            ", ".join(
-                f"{package} {versions[package]}" for package in ("python", "numpy", "numba") if package in versions
-            ),
-        ),
-    ]
-    return table_of(("", ""), rows)
-
-
 def gpu_words(gpu: Mapping[str, Any]) -> str:
     """A GPU as machine.json describes it, in a line."""
     if not gpu:
@@ -320,21 +283,3 @@ def team_size(frame: pd.DataFrame) -> int:
     """The largest number of threads that the threaded methods were measured with."""
     counts = frame.loc[frame["method"].str.startswith("threads/"), "threads"]
     return int(counts.max()) if len(counts) else 1
-
-
-def glance(frame: pd.DataFrame) -> Markdown:
-    """The study in one sentence: who is fastest for a single sequence, by how much."""
-    rows, fixed = plots.along(frame, "H")
-    times = plots.medians(rows, ["H", "method"])
-    best = {H: min((value.value, method) for (size, method), value in times.items() if size == H) for H, _ in times}
-    naive = {H: value.value for (H, method), value in times.items() if method == "serial/naive"}
-    gains = [naive[H] / seconds for H, (seconds, _) in best.items() if H in naive]
-    if not gains or len({method for _, method in times}) < 2:
-        return say(NOT_MEASURED)
-    winners = plots.in_order(method for _, method in best.values())
-    sizes = ["H = " + ", ".join(f"{H:,}" for H in sorted(best) if best[H][1] == method) for method in winners]
-    named = "; ".join(f"{method} at {where}" for method, where in zip(winners, sizes, strict=True))
-    low, high = plots.ratio(min(gains)), as_times(max(gains))
-    return say(
-        f"{on(frame)}, the fastest method is {low} to {high} as fast as serial/naive ({fixed_sizes(fixed)}): {named}"
-    )

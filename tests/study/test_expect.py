@@ -86,5 +86,20 @@ def test_the_record_of_executed_chapters(tmp_path):
     assert set(found.chapter) == {"03"}
 
 
+def test_what_another_machine_measured_counts_for_that_one(tmp_path, monkeypatch):
+    """Of a-machine there is a sweep and no in_time: its chapter 07 shows another machine's."""
+    monkeypatch.setenv("RNNPAR_DATA", str(tmp_path))
+    for name, experiment in (("a-machine", "sweep"), ("b-machine", "in_time")):
+        (tmp_path / "results" / name).mkdir(parents=True)
+        (tmp_path / "results" / name / f"{experiment}.csv").write_text("")
+    (tmp_path / "a-machine").mkdir()
+    for chapter, by in (("03", ""), ("07", ""), ("08", "b-machine")):
+        bundle = check("faster", GAIN, at_least=0, by=by)._repr_mimebundle_()
+        text = json.dumps({"cells": [{"outputs": [{"data": bundle}]}]})
+        (tmp_path / "a-machine" / f"{chapter}_a_chapter.ipynb").write_text(text)
+    told = recorded(tmp_path).set_index("chapter").machine.to_dict()
+    assert told == {"03": "a-machine", "07": "b-machine", "08": "b-machine"}
+
+
 def test_nothing_recorded(tmp_path):
     assert recorded(tmp_path).empty

@@ -1,8 +1,7 @@
-"""A method of one's own: the rules catch each way to break them, and chapter 09 runs as it stands."""
+"""A method of one's own: the rules catch each way to break them, and a race measures what has changed."""
 
 from __future__ import annotations
 
-import linecache
 import re
 from pathlib import Path
 
@@ -13,8 +12,7 @@ import pytest
 
 import rnnpar
 from rnnpar import machine, registry
-from rnnpar.study import notebooks, own, plots, store, tell
-from tests.study.test_plots import COLUMNS
+from rnnpar.study import notebooks, own, results, store
 
 CHAPTER = notebooks.ROOT / "notebooks" / "09_your_own_method.ipynb"
 
@@ -116,10 +114,6 @@ def test_each_rule_is_broken_by_somebody(method):
     rule, how = BREAKS[method]
     found = own.check("mine/broken")
     assert re.search(how, found[rule]), found
-    said = own.rules("mine/broken").data
-    broken = sum(map(bool, found.values()))
-    assert said.startswith(f"**mine/broken breaks {broken} of {len(RULES)} rules.**")
-    assert said.count("| no: ") == broken
 
 
 def test_pieces_and_company_are_looked_at():
@@ -142,7 +136,6 @@ class _Stub:
 def test_right_methods_keep_all_rules(method):
     rnnpar.register("mine/right", right)
     assert set(own.check(method).values()) == {""}
-    assert own.rules(method).data.startswith(f"**{method} keeps all {len(RULES)} rules.**")
 
 
 def test_a_method_that_is_not_there():
@@ -150,93 +143,30 @@ def test_a_method_that_is_not_there():
         own.check("mine/none")
 
 
-def test_beside_measures_once_and_all_again_after_a_change(monkeypatch):
+def test_a_race_measures_once_and_all_again_after_a_change(monkeypatch):
     rnnpar.register("mine/right", right)
-    methods = ["mine/right", "serial/naive"]
-    first = own.beside(methods, [4, 8], samples=3, budget_s=0.01)
-    assert set(first["method"]) == set(methods)
-    assert set(first["H"]) == {4, 8}
-    assert (first["status"] == "ok").all()
-    pd.testing.assert_frame_equal(own.beside(methods, [4, 8]), first)
+    methods, few = ["mine/right", "serial/naive"], dict(samples=3, budget_s=0.01)
+    own.race(methods, [4, 8], T=2, **few)
+    first = results.load("", "own")
+    assert set(zip(first.method, first.H, strict=True)) == {(method, H) for method in methods for H in (4, 8)}
+    assert (first.status == "ok").all()
+    own.race(methods, [4, 8], T=2, **few)
+    pd.testing.assert_frame_equal(results.load("", "own"), first)
     monkeypatch.setattr(registry, "_source_of", lambda function: "changed")
     rnnpar.register("mine/right", right)
-    again = own.beside(methods, [4, 8], samples=3, budget_s=0.01)
-    assert set(again.loc[again["method"] == "mine/right", "source"]) == {"changed"}
+    own.race(methods, [4, 8], T=2, **few)
+    assert {rows[0].source for rows in store.newest("own").values() if rows[0].method == "mine/right"} == {"changed"}
     assert len(store.newest("own")) == 4
     rows = store._scan(store.results_folder() / "own.csv")[0]
     assert len(rows) == 8  # the other method was measured again as well, beside the new one
-    assert own.beside(methods, [4], name=machine.name())["H"].unique() == [4]
-    with pytest.raises(store.ResultsError, match="no results of 'own' of elsewhere"):
-        own.beside(methods, name="elsewhere")
 
 
-def frame_of(**seconds: float) -> pd.DataFrame:
-    """A machine's times at H = 64 and 512, in microseconds: method=(of both)."""
-    rows = []
-    for method, times in seconds.items():
-        for H, time in zip((64, 512), times, strict=True):
-            row = dict.fromkeys(COLUMNS) | dict(
-                machine="a-machine", workload="random", method=method.replace("_", "/"), H=H, I=H, O=H, T=64, B=1,
-                layers=1, threads=1, sample=1, samples=1, seconds=time and 1e-6 * time, kind="steady", error=0.5,
-                status="ok" if time else "inaccurate", date="2026-01-31")  # fmt: skip
-            rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def test_verdicts():
-    frame = frame_of(mine_joined=(10, 20), serial_hoisted=(10, 10), serial_naive=(30, 40))
-    said = own.joined(frame).data
-    assert said.startswith("**On a-machine, mine/joined is as fast as serial/hoisted at H = 64 and 0.50 times at H ")
-    assert "over serial/naive it is 3.0 times and 2.0 times as fast (T = 64, B = 1, I = O = H).**" in said
-    assert said.count("It held.") == 2
-    assert tell.NOT_MEASURED in own.joined(frame[frame["method"] == "serial/naive"]).data
-    bad = own.caught(frame_of(mine_filled=(None, None)), "mine/filled").data
-    assert bad.startswith("**On a-machine, the answers of mine/filled are 50% to 50% away from the oracle's, where ")
-    assert "it has no time at 2 of 2 sizes.**" in bad
-    assert "It held." in bad
-    half = own.caught(frame_of(mine_filled=(None, 3)), "mine/filled").data
-    assert "It failed at H = 512." in half
-    assert "nothing wrong was found" in own.caught(frame, "mine/joined").data
-    assert tell.NOT_MEASURED in own.caught(frame, "mine/none").data
-
-
-def test_the_chapters_own_cells(monkeypatch):
-    """Chapter 09 as a reader runs it, at two small sizes: its method is right and timed, the other is caught."""
-    space: dict = {"__name__": "__main__"}
-    said: dict = {}
-    shown = []
-    monkeypatch.setattr(plots, "show", lambda figure, name, machine: shown.append((figure, name)))
-    for cell in nbformat.read(CHAPTER, 4).cells:
-        if cell.cell_type == "code":
-            *lines, last = _statements(cell.source, cell.id)
-            exec(lines[0], space) if lines else None
-            said[cell.id] = eval(last, space) if last else None
-            space["sizes"] = [8, 16]
-    assert {"mine/joined", "mine/filled"} <= {row.name for row in rnnpar.methods()}
-    assert said["rules-table"].data.startswith("**mine/joined keeps all 6 rules.**")
-    assert "**mine/filled breaks" in said["filled-rules"].data
-    seen, tried = space["seen"], space["tried"]
-    assert set(seen["method"]) == {"mine/joined", *space["others"]}
-    assert (seen["status"] == "ok").all()
-    assert set(tried.loc[tried["method"] == "mine/filled", "status"]) == {"inaccurate"}
-    assert said["race-verdict"].data.startswith(f"**On {machine.name()}, mine/joined is ")
-    assert "it has no time at 2 of 2 sizes.**" in said["filled-verdict"].data
-    assert [name for _, name in shown] == ["09_beside", "09_caught"]
-    caught = [text.get_text() for text in shown[1][0].axes[0].texts]
-    assert "mine/filled: too inaccurate to count" in caught
-    assert "mine/joined" in caught
-
-
-def _statements(source: str, name: str):
-    """A cell as code to execute, and its last expression to evaluate; its lines can be read back, as in IPython."""
-    import ast
-
-    file = f"<chapter 09, {name}>"
-    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
-    body = ast.parse(source).body
-    last = body.pop() if isinstance(body[-1], ast.Expr) else None
-    yield compile(ast.Module(body, []), file, "exec")
-    yield compile(ast.Expression(last.value), file, "eval") if last else None
+@pytest.mark.parametrize("variable", [False, True])
+def test_nothing_is_measured_for_a_page_about_another_machine(variable, monkeypatch):
+    if variable:
+        monkeypatch.setenv("RNNPAR_MACHINE", "elsewhere")
+    own.race(["serial/naive"], [4], name="" if variable else "elsewhere")
+    assert not store.has("own", machine.name())
 
 
 def test_the_method_of_the_chapter_is_short():

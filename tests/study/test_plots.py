@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from rnnpar.study import diagrams, on_one_core, on_threads, plots, recurrence, store, which
+from rnnpar.study import on_one_core, on_threads, plots, store
 
 COLUMNS = ["machine", *store.COLUMNS]
 METHODS = [
@@ -115,72 +115,12 @@ def predicted(frame: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(measured=rows["seconds"], predicted=rows["seconds"] * off)
 
 
-def losses(frame: pd.DataFrame) -> pd.DataFrame:
-    """What `which.ways` returns: times over the best method's, with holes where a method has none."""
-    rows = predicted(frame).query("sample == 0")
-    times = rows.pivot_table(index=["workload", "H", "I", "O", "T", "B", "layers"], columns="method", values="seconds")
-    over = times.div(times.min(axis=1), axis=0)
-    return over.assign(auto=1.02)[["auto", *over.columns]] if len(over) else pd.DataFrame(columns=["auto"])
-
-
-PEERS = {"auto": 1.0, "peers/torch": 4.0, "peers/openvino": 1.6, "peers/jax": 1.2}
-
-
-@cache
-def raced(behind: bool = True) -> pd.DataFrame:
-    """A frame of the experiment "peers": a peer is ahead at H = 64 if `behind`, and another does not run at all."""
-    rows = []
-    for H, I, B in ((64, 64, 1), (256, 256, 1), (512, 29, 8), (1024, 1024, 16)):
-        for method, over in PEERS.items():
-            base = dict(
-                machine="a-machine", point=f"{len(rows)}", workload="random", method=method, H=H, I=I, O=I, T=128, B=B,
-                layers=1, threads=CORES, samples=4, error=3e-7, status="ok", source="", revision="0",
-                message="threads/rows" if method == "auto" else "as one loop; an engine 1.0",
-                date="2026-01-31T12:00:00",
-            )  # fmt: skip
-            slow = 0.5 * over if behind and H == 64 and method == "peers/jax" else over
-            rows.append(base | dict(sample=0, seconds=0.5, kind="compile"))
-            rows += [
-                base | dict(sample=k, seconds=1e-6 * H * B * slow * (1 + 0.01 * k), kind="steady") for k in (1, 2, 3)
-            ]
-        none = base | dict(method="peers/onnxruntime", status="unsupported", sample=0, samples=1, error=np.nan)
-        rows.append(none | dict(seconds=np.nan, kind="compile"))
-    return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def shapes(frame: pd.DataFrame) -> pd.DataFrame:
-    """What `which.beside_peers` returns of `raced`; no row of an empty frame."""
-
-    return which.beside_peers(frame)
-
-
-def of_peers(frame: pd.DataFrame) -> pd.DataFrame:
-    """The peers' frame that goes with a sweep: none where that is empty, few rows where it has few."""
-    return raced() if len(frame) > 100 else raced().iloc[: 8 * bool(len(frame))]
-
-
 COSTS = {"a barrier of flags": {2: 3e-7, 8: 1.2e-6}, "starting Python threads": {2: 6e-5, 8: 2e-4}}
 IDEALS = {"all work / longest stage": {1: 1.9, 2: 2.8, 4: 4.9}, "layers": {1: 1.0, 2: 2.0, 4: 4.0}}
 CACHES = {"L1": 48 * 1024, "L2": 2**20, "L3": 2**25}
 
 
 FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {
-    "dependency": lambda frame: diagrams.dependency_graph(),
-    "arithmetic": lambda frame: recurrence.arithmetic_figure(
-        {
-            "origin-large": recurrence.Shape(50, 50, 8000),
-            "origin-small": recurrence.Shape(120, 120, 10000),
-            "kjv-h128": recurrence.Shape(64, 128, 64),
-            "H = I = O": recurrence.Shape(256, 256, 256),
-        },
-        marked=["origin-large", "origin-small"],
-    ),
-    "floor": lambda frame: recurrence.floor_figure(
-        {"arithmetic": [1e-8, 1e-6, 1e-4], "bytes": [2e-8, 2e-6, 2e-4], "latency": [4e-8] * 3},
-        [16, 256, 2048],
-        "B = 1",
-        "a machine",
-    ),
     "step H": lambda frame: plots.step_time(frame, "H", predicted={"floor": ([16, 2048], [1e-8, 1e-4])}),
     "step T": lambda frame: plots.step_time(frame, "T"),
     "step B": lambda frame: plots.step_time(frame, "B", methods=METHODS[:3]),
@@ -200,8 +140,6 @@ FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {
         frame, CACHES, {"threads/rows": ([32, 2048], [1e11, 2e11])}
     ),
     "model": lambda frame: plots.model_error(predicted(frame)),
-    "choices": lambda frame: which.choices_figure(losses(frame), "a-machine", "2026-01-31"),
-    "peers": lambda frame: which.against_peers_figure(of_peers(frame), shapes(of_peers(frame))),
 }
 
 
@@ -221,7 +159,7 @@ def test_draws_what_there_is(figure: str, frame: str, tmp_path, monkeypatch) -> 
     ]  # nothing half-written stays
 
 
-@pytest.mark.parametrize("figure", ["dependency", "step H", "origin", "bits", "map", "model", "peers"])
+@pytest.mark.parametrize("figure", ["step H", "origin", "bits", "map", "model"])
 def test_the_same_figure_is_the_same_file(figure: str, tmp_path, monkeypatch) -> None:
     files = []
     for name in ("one", "other"):
@@ -271,8 +209,7 @@ def test_results_of_two_machines_are_not_mixed() -> None:
 def test_every_figure_of_results_names_machine_and_day() -> None:
     frame = synthetic(1)
     for name, draw in FIGURES.items():
-        if name not in ("dependency", "arithmetic", "floor"):
-            assert "a-machine · 2026-01-31" in texts(draw(frame)), name
+        assert "a-machine · 2026-01-31" in texts(draw(frame)), name
 
 
 def test_log_axes_read_as_plain_numbers() -> None:
@@ -373,13 +310,6 @@ def test_durations(seconds: float, text: str) -> None:
     assert plots.duration(seconds) == text
 
 
-def test_a_peer_that_is_ahead_stands_out() -> None:
-    figure = which.against_peers_figure(raced(), shapes(raced()))
-    said = [text for text in texts(figure) if "×" in text]
-    assert said[0] == "0.60×  jax"
-    assert said[1:] == ["1.20×  jax"] * 3
-
-
 def test_stairs_say_what_each_change_brings() -> None:
     frame = synthetic()
     times = {"serial/naive": 8e-6, "serial/hoisted": 4e-6, "serial/compiled": 1e-6}
@@ -403,7 +333,7 @@ def test_a_folder_that_cannot_be_written_is_a_clear_error(tmp_path, monkeypatch)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("RNNPAR_FIGURES", str(tmp_path / "file"))
     with pytest.raises(OSError, match="RNNPAR_FIGURES"):
-        plots.save(diagrams.dependency_graph(), "00_try", "a-machine")
+        plots.save(plots.step_time(synthetic(1), "H"), "00_try", "a-machine")
 
 
 def values(line) -> list[float]:

@@ -13,14 +13,12 @@ import pytest
 from IPython.display import Markdown
 
 from rnnpar import machine, peaks, registry
-from rnnpar.study import corpus, measure, on_one_core, on_threads, plots, recurrence, store, tell, which
-from tests.study.test_plots import COLUMNS, bits_table, failed, holes, raced, synthetic
+from rnnpar.study import corpus, measure, on_one_core, on_threads, plots, store, tell, which
+from tests.study.test_plots import COLUMNS, bits_table, failed, holes, synthetic
 from tests.test_model import simple_peaks
 
 VERDICTS: dict[str, tuple[Callable[[pd.DataFrame], Markdown], str]] = {
-    "glance": (tell.glance, "serial/naive"),
     "hoisting": (on_one_core.hoisting, "serial/naive"),
-    "hoisting the origin": (recurrence.hoisting_the_origin, "serial/naive"),
     "compiling": (on_one_core.compiling, "serial/hoisted"),
     "lengths": (on_one_core.lengths, "serial/compiled"),
     "batches": (on_one_core.batches, "serial/compiled"),
@@ -35,8 +33,6 @@ VERDICTS: dict[str, tuple[Callable[[pd.DataFrame], Markdown], str]] = {
     "pipeline": (on_threads.pipeline, "serial/compiled"),
     "weights": (lambda frame: on_threads.weights(frame, "a-machine"), "threads/rows"),
     "peak": (lambda frame: on_one_core.peak(frame, on_one_core.peak_shares(frame)), "measured arithmetic peak"),
-    "model": (lambda frame: which.model_error(which.predictions(frame), "a-machine"), "the model"),
-    "choice": (lambda frame: which.choice(frame, which.choices(frame)), "the best measured method"),
 }
 CACHES = {"L1": 48 * 1024, "L2": 2**20, "L3": 2**25}
 
@@ -154,28 +150,6 @@ def test_a_live_run_has_times_and_errors() -> None:
     assert (table[tell.TIME].astype(float) > 0).all()
     assert (table[tell.ERROR].astype(float) < 1e6 * measure.BOUND).all()
     assert table["over serial/naive"].iloc[0] == "1.00×"
-
-
-def test_amdahls_law() -> None:
-    assert "| I = O = H | 33% | 1.50 | 2.0 | 2.4 | 2.9 | 3.0 |" in recurrence.amdahl().data
-
-
-def test_the_floor_is_the_largest_bound() -> None:
-    parts = recurrence.floor_parts(B=1, sizes=[16, 256, 4096])
-    largest = [max(parts, key=lambda name: parts[name][i]) for i in range(3)]
-    assert largest == ["latency", "bytes of W", "bytes of W"]
-    assert (
-        recurrence.floor_parts(B=16, sizes=[256])["arithmetic"]
-        > recurrence.floor_parts(B=16, sizes=[256])["bytes of W"]
-    )
-
-
-def test_tables_are_tables() -> None:
-    for table in (tell.methods_table(), tell.machine_table(), recurrence.amdahl()):
-        lines = table.data.split("\n")
-        assert len({line.count("|") for line in lines}) == 1
-        assert len(lines) > 3
-    assert machine.name() in tell.machine_table().data
 
 
 def test_results_of_this_machine_of_another_and_of_none(tmp_path, monkeypatch, capsys) -> None:
@@ -321,112 +295,9 @@ def test_peaks_of_another_version_and_damaged_ones() -> None:
     peaks_of("a-machine", corpus.data_folder(), version=-1)
     assert tell.peaks("a-machine") == {}
     assert tell.cost_model("a-machine") is None
-    assert which.predictions(synthetic(1)).empty
     (corpus.data_folder() / "results" / "a-machine" / "peaks.json").write_text("{")
     with pytest.raises(store.ResultsError, match="damaged"):
         tell.peaks("a-machine")
-
-
-def exact(frame: pd.DataFrame, off: dict[str, float]) -> pd.DataFrame:
-    """The frame with the seconds that the model predicts, times a factor by method."""
-    costs = tell.cost_model("a-machine")
-    assert costs is not None
-    predicted = [costs.predict(row["method"], which._work(row), row["threads"]) for _, row in frame.iterrows()]
-    return frame.assign(seconds=predicted * frame["method"].map(lambda method: off.get(method, 1.0)))
-
-
-def test_the_model_against_the_measurement() -> None:
-    frame = exact(synthetic(1).query("kind == 'steady'"), {"threads/rows": 2.0, "serial/naive": 1.25})
-    table = which.predictions(frame)
-    assert len(table) == len(frame)
-    said = which.model_error(table, "a-machine")
-    assert "by method from 0.0" in bold(said) or "by method from 0%" in bold(said)
-    assert "to 50% (threads/rows)" in bold(said)
-    assert "It failed at threads/rows (50%)." in said.data
-    lines = which.model_table(table).data.split("\n")
-    assert any(line.startswith("| `threads/rows` | ") and "| 50% | 0.50× |" in line for line in lines)
-    assert any(line.startswith("| `serial/naive` | ") and "| 20% | 0.80× | 100% |" in line for line in lines)
-    assert lines[-1].startswith(f"| **all** | {len(table)} |")
-    assert "missing" in which.model_table(table.iloc[:0]).data
-
-
-def test_auto_against_the_best_choice(monkeypatch) -> None:
-    monkeypatch.setattr(tell.model, "TIE", 1.0)
-    frame = synthetic(1).query("kind == 'steady'")
-    right = which.choices(exact(frame[frame["method"].isin(tell.model.AUTO)], {}))
-    assert (right["auto"] == 1).all()
-    assert (right["pick"] == right["best"]).all()
-    said = which.choice(frame, right)
-    assert f"at 100% of {len(right)} points and within 3% at 100%; it never picks another than the best" in bold(said)
-    assert "It held" in said.data
-    assert "nowhere" in which.wrong_choices(right).data
-    slow = which.choices(exact(frame[frame["method"].isin(tell.model.AUTO)], {"threads/batch": 3.0}))
-    assert set(slow.loc[slow["auto"] > 1.1, "pick"]) == {"threads/batch"}
-    assert (slow["auto"] <= 3.0 + 1e-9).all()
-    assert "its dearest choice, threads/batch instead of " in bold(which.choice(frame, slow))
-    assert "| threads/batch |" in which.wrong_choices(slow).data
-    assert list(which.ways(slow)) == ["auto", *tell.model.AUTO]
-
-
-def test_peers() -> None:
-    frame = raced()
-    table = which.beside_peers(frame)
-    assert list(table["best"]) == ["peers/jax"] * 4
-    assert list(table["ratio"]) == pytest.approx([0.6, 1.2, 1.2, 1.2])
-    said = which.peers(frame, table)
-    mean = plots.ratio((0.6 * 1.2**3) ** 0.25)
-    assert f"on 2 threads, auto is {mean} times as fast as the best peer in the geometric mean over 4 shapes" in bold(
-        said
-    )
-    assert "0.60 times as fast as peers/jax at the worst, H 64 T 128 B 1." in bold(said)
-    assert "It failed at H 64 T 128 B 1 (0.60 times, peers/jax)." in said.data
-    behind = which.behind(frame, table).data
-    assert "- H 64 T 128 B 1: peers/jax takes 0.60 times as long as auto, which was threads/rows." in behind
-    assert behind.count("\n- ") == 1
-    columns = which.peer_table(table).data
-    assert "| H 512 I 29 O 29 T 128 B 8 | threads/rows |" in columns
-    assert "| **geometric mean** |" in columns
-    assert "4.0×" in columns
-    assert "onnxruntime" not in which.peers(frame, table).data
-    ahead = raced(False)
-    assert which.behind(ahead, which.beside_peers(ahead)).data == "At no shape is a peer ahead, or less than 5% behind."
-
-
-def test_behind_says_how_near_the_peak_our_arithmetic_came(monkeypatch) -> None:
-    frame = raced()
-    table = which.beside_peers(frame)
-    worst = table.iloc[0]
-    rate = 2 * 3 * 64 * 64 * worst["T"] / worst["ours"] / 2  # floating-point operations a second of each of 2 threads
-    for share, words in (
-        (0.9, "90% of this machine's peak of arithmetic: whoever"),
-        (0.3, "30% of this machine's peak"),
-    ):
-        one_product = {"products": {"1": [[64, 1, 2 * 64 * 64 / (rate / share)]]}}
-        monkeypatch.setattr(tell, "peaks", lambda name, found=one_product: found)
-        assert words in which.behind(frame, table, "mach").data
-
-
-def test_without_peers() -> None:
-    empty = pd.DataFrame(columns=COLUMNS)
-    alone = raced().query("method == 'auto'")
-    for frame in (empty, alone, raced().query("method != 'auto'")):
-        table = which.beside_peers(frame)
-        assert table.empty
-        assert bold(which.peers(frame, table)) == f"{tell.NOT_MEASURED}."
-        assert which.behind(frame, table).data == ""
-        assert "No shape" in which.peer_table(table).data
-
-
-def test_peers_of_this_machine_of_another_and_of_none(capsys) -> None:
-    name, frame = which.peer_results("a-machine")
-    assert (name, len(frame)) == ("a-machine", 0)
-    rows = [store.Row(**{column: row[column] for column in store.COLUMNS} | dict(sample=0, samples=1, kind="steady"))
-            for _, row in raced().query("sample == 1").iterrows()]  # fmt: skip
-    store.append(rows, "peers")
-    name, frame = which.peer_results("a-machine")
-    assert (name, len(frame)) == (machine.name(), 16)
-    assert len(which.beside_peers(frame)) == 4
-    assert which.peer_results()[0] == machine.name()
 
 
 def test_advice() -> None:
