@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from rnnpar.study import on_one_core, on_threads, plots, store
+from rnnpar.study import on_one_core, plots, store
 
 COLUMNS = ["machine", *store.COLUMNS]
 METHODS = [
@@ -59,7 +59,7 @@ def synthetic(samples: int = 7, date: str = "2026-01-31T12:00:00") -> pd.DataFra
     for workload, H, I, O, T, B, layers in dict.fromkeys(shapes):
         for method in METHODS:
             threaded = method.startswith("threads/")
-            scaled = threaded and workload == "random" and (H, T, B) in on_threads.SCALED
+            scaled = threaded and workload == "random" and (H, T, B) in ((256, 128, 1), (1024, 128, 1), (256, 32, 64))
             for threads in range(1, CORES + 1) if scaled else [CORES if threaded else 1]:
                 base = dict(
                     machine="a-machine", point=f"{len(rows)}", workload=workload, method=method, H=H, I=I, O=O, T=T,
@@ -100,24 +100,11 @@ FRAMES: dict[str, Callable[[], pd.DataFrame]] = {
 }
 
 
-def bits_table(frame: pd.DataFrame) -> pd.DataFrame:
-    rows = frame[frame["workload"].str.startswith("kjv") & (frame["kind"] == "steady")].drop_duplicates(
-        ["workload", "method"]
-    )
-    oracle = rows["workload"].map({"kjv-h128": 1.9512, "kjv-2x256": 1.7702})
-    return rows.assign(network=rows["workload"], bits=oracle.astype(float) + 1e-7, oracle=oracle.astype(float))
-
-
 def predicted(frame: pd.DataFrame) -> pd.DataFrame:
     """What `which.predictions` returns: every steady sample as a point of its own, predicted up to three times off."""
     rows = frame[(frame["kind"] == "steady") & (frame["status"] == "ok")]
     off = np.exp(np.random.default_rng(2).normal(0, 0.4, len(rows)))
     return rows.assign(measured=rows["seconds"], predicted=rows["seconds"] * off)
-
-
-COSTS = {"a barrier of flags": {2: 3e-7, 8: 1.2e-6}, "starting Python threads": {2: 6e-5, 8: 2e-4}}
-IDEALS = {"all work / longest stage": {1: 1.9, 2: 2.8, 4: 4.9}, "layers": {1: 1.0, 2: 2.0, 4: 4.0}}
-CACHES = {"L1": 48 * 1024, "L2": 2**20, "L3": 2**25}
 
 
 FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {
@@ -126,19 +113,8 @@ FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {
     "step B": lambda frame: plots.step_time(frame, "B", methods=METHODS[:3]),
     "speed-up": lambda frame: plots.speed_up(frame, "H"),
     "speed-up layers": lambda frame: plots.speed_up(frame, "layers", over=["serial/compiled"]),
-    "origin": lambda frame: on_threads.origin_figure(frame),
-    "bits": lambda frame: on_threads.bits_figure(bits_table(frame), "a-machine", "2026-01-31"),
-    "scaling": lambda frame: on_threads.thread_scaling_figure(frame),
     "map": lambda frame: plots.best_map(frame),
     "stairs": lambda frame: on_one_core.stairs_figure(frame),
-    "meetings": lambda frame: on_threads.meetings_figure(
-        COSTS if len(frame) else {}, {"H = 64": 2e-7}, "a-machine · 2026-01-31"
-    ),
-    "rows or batch": lambda frame: on_threads.rows_or_batch_figure(frame),
-    "pipeline": lambda frame: on_threads.pipeline_figure(frame, IDEALS if len(frame) else {}, CORES),
-    "weights": lambda frame: on_threads.weight_bytes_figure(
-        frame, CACHES, {"threads/rows": ([32, 2048], [1e11, 2e11])}
-    ),
     "model": lambda frame: plots.model_error(predicted(frame)),
 }
 
@@ -159,7 +135,7 @@ def test_draws_what_there_is(figure: str, frame: str, tmp_path, monkeypatch) -> 
     ]  # nothing half-written stays
 
 
-@pytest.mark.parametrize("figure", ["step H", "origin", "bits", "map", "model"])
+@pytest.mark.parametrize("figure", ["step H", "map", "model"])
 def test_the_same_figure_is_the_same_file(figure: str, tmp_path, monkeypatch) -> None:
     files = []
     for name in ("one", "other"):
@@ -238,20 +214,6 @@ def test_labels_move_apart_and_keep_their_order(wanted: list[float]) -> None:
     assert all(places[b] - places[a] >= 0.1 - 1e-9 for a, b in pairwise(in_order))
 
 
-def test_many_methods_and_their_networks_are_not_cut() -> None:
-    many = [*plots.LOOKS][:22]  # with the GPU's, whose names are the longest
-    rows = [dict(network=f"net-{n}", method=method, bits=1.6 + n / 10, oracle=1.6 + n / 10, error=1e-7,
-                 status="unsupported" if "cu" in method else "ok") for method in many for n in range(3)]  # fmt: skip
-    figure = on_threads.bits_figure(pd.DataFrame(rows))
-    figure.canvas.draw()
-    left = figure.axes[0]
-    assert [tick.get_text() for tick in left.get_yticklabels() if tick.get_window_extent().x0 < 0] == []
-    above = min(text.get_window_extent().y0 for text in figure.texts[:2])  # title and subtitle
-    heads = [text for text in left.texts if text.get_text().startswith("net-")]
-    assert len(heads) == 3
-    assert all(head.get_window_extent().y1 < above for head in heads)
-
-
 def test_labels_at_line_ends_do_not_touch() -> None:
     for axis in "HTB":
         figure = plots.step_time(synthetic(), axis)
@@ -274,24 +236,6 @@ def test_a_median_lies_in_its_interval_and_is_always_the_same() -> None:
 def test_methods_look_different_and_always_the_same() -> None:
     assert len(set(plots.LOOKS.values())) == len(plots.LOOKS)
     assert plots.look("new/method") == plots.look("new/method")
-
-
-@pytest.mark.parametrize(
-    ("ratios", "size"),
-    [
-        ({1: 0.5, 2: 0.8, 4: 1.25, 8: 1.3}, 8**0.5),
-        ({1: 0.5, 4: 2.0}, 2.0),
-        ({1: 1.2, 2: 0.5, 4: 1.0, 8: 1.1}, 4.0),  # level, not ahead, at 4
-        ({1: 0.5, 2: 1.1, 4: 0.99, 8: 1.1}, 2 / 2 ** (np.log(1.1) / np.log(2.2))),  # 1% behind is no way back
-        ({1: 1.2, 2: 1.3}, None),
-        ({1: 0.5, 2: 0.6}, None),
-        ({1: 1.2, 2: 0.6}, None),
-        ({2: 2.0}, None),
-        ({}, None),
-    ],
-)
-def test_where_two_cross(ratios: dict[float, float], size: float | None) -> None:
-    assert on_threads.crossing(ratios) == (None if size is None else pytest.approx(size))
 
 
 @pytest.mark.parametrize(
@@ -319,14 +263,6 @@ def test_stairs_say_what_each_change_brings() -> None:
     assert said.count("8 µs") == 3
     assert said.count("4 µs   2.0×") == 3
     assert said.count("1 µs   4.0×") == 3
-
-
-def test_bytes_of_w_are_those_of_all_steps() -> None:
-    frame = synthetic()
-    frame = frame[(frame["method"] == "serial/compiled") & (frame["kind"] == "steady")]
-    frame = frame.assign(seconds=frame["T"] * 4 * frame["H"] ** 2 / 50e9)  # 50 GB/s at every H
-    (line,) = [line for line in on_threads.weight_bytes_figure(frame, CACHES).axes[0].lines if line.get_zorder() == 3]
-    assert line.get_ydata() == pytest.approx([50.0] * 8)
 
 
 def test_a_folder_that_cannot_be_written_is_a_clear_error(tmp_path, monkeypatch) -> None:

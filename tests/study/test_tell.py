@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 from IPython.display import Markdown
 
-from rnnpar import machine, peaks, registry
-from rnnpar.study import corpus, measure, on_one_core, on_threads, plots, store, tell, which
-from tests.study.test_plots import COLUMNS, bits_table, failed, holes, synthetic
+from rnnpar import machine, peaks
+from rnnpar.study import corpus, measure, on_one_core, plots, store, tell, which
+from tests.study.test_plots import COLUMNS, failed, holes, synthetic
 from tests.test_model import simple_peaks
 
 VERDICTS: dict[str, tuple[Callable[[pd.DataFrame], Markdown], str]] = {
@@ -22,16 +22,7 @@ VERDICTS: dict[str, tuple[Callable[[pd.DataFrame], Markdown], str]] = {
     "compiling": (on_one_core.compiling, "serial/hoisted"),
     "lengths": (on_one_core.lengths, "serial/compiled"),
     "batches": (on_one_core.batches, "serial/compiled"),
-    "timestep": (on_threads.timestep, "serial/compiled"),
-    "rows": (on_threads.rows, "serial/compiled"),
-    "batch": (on_threads.batch, "serial/compiled"),
-    "wavefront": (on_threads.wavefront, "serial/compiled"),
-    "scaling": (on_threads.scaling, "one of the same method"),
-    "origin": (on_threads.origin, "serial/naive"),
     "stairs": (on_one_core.stairs, "serial/naive"),
-    "rows or batch": (on_threads.rows_or_batch, "threads/rows"),
-    "pipeline": (on_threads.pipeline, "serial/compiled"),
-    "weights": (lambda frame: on_threads.weights(frame, "a-machine"), "threads/rows"),
     "peak": (lambda frame: on_one_core.peak(frame, on_one_core.peak_shares(frame)), "measured arithmetic peak"),
 }
 CACHES = {"L1": 48 * 1024, "L2": 2**20, "L3": 2**25}
@@ -120,28 +111,9 @@ def test_a_prediction_that_failed_says_where() -> None:
 
 def test_what_is_not_ok_takes_no_part() -> None:
     frame = synthetic()
-    frame = failed(frame, frame["method"] == "threads/rows", "inaccurate", seconds=1e-12)
-    assert tell.NOT_MEASURED in on_threads.rows(frame).data
-    assert not [name for name, (say, _) in VERDICTS.items() if "threads/rows" in bold(say(frame))]
-
-
-def test_bits_are_held_against_the_oracle() -> None:
-    table = bits_table(synthetic(1))
-    said = on_threads.same_bits(table)
-    assert "0.1 millionths of a bit" in bold(said)
-    assert "It held" in said.data
-    wrong = table.assign(bits=table["bits"] + 1e-3 * (table["method"] == "threads/batch"))
-    assert "It failed at threads/batch on kjv-h128" in on_threads.same_bits(wrong).data
-    assert tell.NOT_MEASURED in on_threads.same_bits(table.iloc[:0]).data
-
-
-def test_bits_of_every_method_on_the_trained_networks() -> None:
-    table = on_threads.bits(batch=2, steps=40)
-    ours = [method for method in registry.methods() if method.backend not in measure.ELSEWHERE]
-    assert set(table["method"]) == {method.name for method in ours}
-    ran = table[table["status"] == "ok"]
-    assert {method.name for method in ours if method.available} == set(ran["method"])
-    assert (ran["bits"] - ran["oracle"]).abs().max() < on_threads.BITS
+    frame = failed(frame, frame["method"] == "serial/hoisted", "inaccurate", seconds=1e-12)
+    assert tell.NOT_MEASURED in on_one_core.hoisting(frame).data
+    assert not [name for name, (say, _) in VERDICTS.items() if "serial/hoisted" in bold(say(frame))]
 
 
 def test_a_live_run_has_times_and_errors() -> None:
@@ -204,51 +176,6 @@ def test_stairs() -> None:
     assert "It failed at H = 256 (2.0 times and 4.0 times), H = 1,024" in said.data
 
 
-def test_rows_or_batch() -> None:
-    def seconds(row: pd.Series) -> float:
-        return 4e-6 if row["method"] == "threads/rows" else 8e-6 / row["B"]
-
-    said = bold(on_threads.rows_or_batch(sweep(seconds)))
-    assert "threads/batch is level with threads/rows or ahead from about B = 2 on (H = 256, T = 32" in said
-    assert "from B = 8 on at H = 64, from B = 8 on at H = 256, from B = 8 on at H = 1,024" in said
-    never = bold(on_threads.rows_or_batch(sweep(lambda row: 1e-6 if row["method"] == "threads/rows" else 2e-6)))
-    assert "does not reach threads/rows up to B = 128" in never
-    assert "never at H = 64" in never
-    always = on_threads.rows_or_batch(sweep(lambda row: 2e-6 if row["method"] == "threads/rows" else 1e-6))
-    assert "or ahead from B = 1 on" in bold(always)
-    assert "It failed at H = 256 (2.0 times), H = 1,024" in always.data
-
-
-def test_pipeline() -> None:
-    stage = {"U x": 1e-3, "W h": 2e-3, "V h": 1e-3}
-
-    def seconds(row: pd.Series) -> float:
-        alone = row["layers"] * (stage["U x"] + stage["W h"]) + stage["V h"]
-        return alone if row["method"] == "serial/compiled" else alone / 1.6
-
-    frame = sweep(seconds, H=256, T=128, B=1)
-    ideals = on_threads.pipeline_ideals(frame)
-    assert ideals["all work / longest stage"] == pytest.approx({1: 2.0, 2: 3.5, 4: 6.5})
-    assert ideals["layers"] == {1: 1, 2: 2, 4: 4}
-    said = on_threads.pipeline(frame)
-    assert "80% with 1 layer (1.60 of 2.0 times), 80% with 2 layers (1.60 of 2.0 times)" in bold(said)
-    assert on_threads.pipeline_ideals(frame.query("layers == 1")) == {}
-    assert tell.NOT_MEASURED in on_threads.pipeline(frame.query("layers == 1")).data
-
-
-def test_weights() -> None:
-    def seconds(row: pd.Series) -> float:
-        speed = 100e9 if row["H"] <= 512 else 50e9
-        many = 2.0 if row["method"] == "threads/rows" else 1.0
-        return row["T"] * 4 * row["H"] ** 2 / (speed * many * (2 if many > 1 and row["H"] == 512 else 1))
-
-    said = on_threads.weights(sweep(seconds), "a-machine")
-    assert "serial/compiled reads W at up to 100 GB/s (at H = 16) and at 50 at H = 2,048" in bold(said)
-    assert "threads/rows reads W at up to 400 GB/s (at H = 512) and at 100 at H = 2,048" in bold(said)
-    assert said.data.count("It held.") == 2
-    assert "Not measured here" in on_threads.weights(sweep(seconds), "unknown").data
-
-
 def test_peak_shares() -> None:
     """A multiply-add takes 1 ns: 2 GFLOP/s, and 4 GB/s of W at one row; a step at twice the least time has half."""
     shares = on_one_core.peak_shares(sweep(lambda row: 2 * row["T"] * row["B"] * 3 * row["H"] ** 2 * 1e-9))
@@ -276,21 +203,6 @@ def test_the_tile_beside_numpy() -> None:
     assert on_one_core.tile_table("unknown").data == on_one_core.NO_PEAKS
 
 
-def test_meetings() -> None:
-    said = on_threads.meetings(synthetic(), "a-machine")
-    assert "with 2 threads, a barrier of flags costs 1 µs, a barrier with one counter 0.50 times as much, " in bold(
-        said
-    )
-    assert "a new parallel region 5.0 times as much; a whole step" in bold(said)
-    assert said.data.count("It held.") == 2
-    assert "cores busy" not in said.data
-    assert tell.NOT_MEASURED in on_threads.meetings(synthetic(), "unknown").data
-    peaks_of("a-machine", corpus.data_folder(), barrier={"2": 8e-3})
-    busy = on_threads.meetings(pd.DataFrame(columns=COLUMNS), "a-machine").data
-    assert "a barrier of flags costs 8 ms" in busy
-    assert "while other programs kept the cores busy" in busy
-
-
 def test_peaks_of_another_version_and_damaged_ones() -> None:
     peaks_of("a-machine", corpus.data_folder(), version=-1)
     assert tell.peaks("a-machine") == {}
@@ -310,23 +222,6 @@ def test_advice() -> None:
     assert 'take `rnnpar.prepare(net, "serial/compiled")`' in one
     assert "No advice" in which.advice(64, 16, 1, 64, 64, 1, "unknown").data
     assert which.advice(64, 16, 0, 64, 2.5, 1).data == "B is 0, O is 2.5: sizes are whole numbers of at least 1."
-
-
-def test_bfloat16() -> None:
-    bits = on_threads.bfloat16_bits(batch=2, steps=20, methods=["serial/compiled"])
-    assert (bits["error float32"] < measure.BOUND).all()
-    assert bits["error bfloat16"].between(1e-5, 0.05).all()
-    speed = on_threads.bfloat16_speed({32: 4}, ["serial/compiled"], rounds=3)
-    assert list(speed) == [("serial/compiled", 32)]
-    assert len(on_threads.bfloat16_table(bits, speed).data.split("\n")) == 3
-    fixed = {("serial/compiled", 2048): plots.median([1.5]), ("threads/rows", 512): plots.median([0.9])}
-    said = on_threads.bfloat16(bits.assign(bfloat16=bits["float32"] + 0.002), fixed)
-    assert "0.90 times as fast as float32 in threads/rows at H = 512 and 1.50 times in serial/compiled" in bold(said)
-    assert "by at most 2 thousandths" in bold(said)
-    assert "no more than 0.01 bits lost.* It held." in said.data
-    lost = on_threads.bfloat16(bits.assign(bfloat16=bits["float32"] + 0.02), fixed)
-    assert "no more than 0.01 bits lost.* It failed at serial/compiled on" in lost.data
-    assert tell.NOT_MEASURED in on_threads.bfloat16(bits, {}).data
 
 
 def test_what_ran_on_which_machine(tmp_path) -> None:
