@@ -50,7 +50,6 @@ html_title = f"rnnpar on {MACHINE}"
 include_patterns = ["index.md", *(f"rendered/{MACHINE}/{name}" for name in CHAPTERS), "explore.ipynb", "sweep.ipynb"]
 extensions = ["myst_nb"]
 nb_execution_mode = "off"
-nb_merge_streams = True
 nb_render_markdown_format = "myst"
 nb_ipywidgets_js = {}  # they would come from the network
 nb_mime_priority_overrides = [("*", "application/vnd.jupyter.widget-view+json", None)]
