@@ -3,6 +3,7 @@
 #   make figures PROFILE=ci       measure next to nothing, into build/ci: to see that all of it works
 #   make sweep PROFILE=quick      measure less
 #   make sweep SCHEDULER=tcp://host:8786   measure on the workers of a Dask cluster (SHARE=1: alike ones share the points)
+#   make html MACHINE=amd-epyc-znver5-2c-e3a5   the site of another machine's chapters
 #   make PYTHON=python3.12 ...    build .venv with another Python
 
 .DELETE_ON_ERROR:
@@ -23,7 +24,7 @@ RUN := $(if $(ACTIVE),'$(ACTIVE)/bin/python',.venv/bin/python)
 READY := $(if $(ACTIVE),,.venv/.ready)
 
 SOURCES := $(shell find rnnpar -name '*.py' -o -name '*.yaml' -o -name '*.cuh')
-CODE := rnnpar tests data notebooks/*.ipynb
+CODE := rnnpar tests data notebooks/*.ipynb notebooks/*.py
 CHAPTERS := $(wildcard notebooks/[0-9][0-9]*.ipynb)
 RESULTS := $(wildcard data/results/*/*.csv)
 
@@ -82,7 +83,9 @@ lab: $(READY)  ## open the notebooks in JupyterLab
 
 html: $(READY)  ## the executed chapters as one site, in build/html: open index.html, no network needed
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[study,dev,site]'
-	$(RUN) -m rnnpar.study.site --to build/html
+	rm -rf build/html build/doctrees
+	$(if $(MACHINE),RNNPAR_MACHINE='$(MACHINE)') $(RUN) -m sphinx -n -W -q -d build/doctrees notebooks build/html
+	@echo "build/html/index.html opens in any browser, with no network"
 
 clean:  ## remove what can be made again; never data/results
 	rm -rf build .pytest_cache .ruff_cache figures/.drawn

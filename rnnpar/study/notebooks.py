@@ -154,18 +154,18 @@ def _tidy(path: Path) -> None:
 
 
 def relink(path: Path, folder: Path) -> None:
-    """Let links to notebooks that are not executed beside it (explore, the sweep) lead to their sources in `folder`."""
+    """Let links to what is not executed (explore, the sweep, other files) lead where they did from `folder`."""
     notebook = nbformat.read(path, 4)
 
     def mend(match: re.Match) -> str:
         name = match[1]
         if re.match(r"\d\d", name) or not (folder / name).is_file():
             return match[0]
-        return f"]({Path(os.path.relpath(folder / name, path.parent)).as_posix()})"
+        return f"]({Path(os.path.relpath(folder / name, path.parent)).as_posix()}"
 
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = re.sub(r"\]\(([\w.]+\.ipynb)\)", mend, cell.source)
+            cell.source = re.sub(r"\]\(([^)\s#:]+)", mend, cell.source)
     path.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
 
 

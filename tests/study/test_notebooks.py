@@ -185,13 +185,14 @@ def test_the_checkers_command_line_wants_check():
 def test_links_to_what_is_not_executed_lead_to_the_source(tmp_path):
     (tmp_path / "sweep.ipynb").touch()
     (tmp_path / "01_next.ipynb").touch()
-    (tmp_path / "rendered").mkdir()
-    cell = nbformat.v4.new_markdown_cell("[a](sweep.ipynb) [b](01_next.ipynb) [c](nowhere.ipynb)", id="a")
+    (tmp_path / "rendered" / "box").mkdir(parents=True)
+    left = "[b](01_next.ipynb) [c](nowhere.ipynb) [d](https://example.org/sweep.ipynb)"
+    cell = nbformat.v4.new_markdown_cell(f"[a](sweep.ipynb#part) {left}", id="a")
     for place, wanted in (
-        (tmp_path / "rendered" / "00.ipynb", "../sweep.ipynb"),
+        (tmp_path / "rendered" / "box" / "00.ipynb", "../../sweep.ipynb"),
         (tmp_path / "00.ipynb", "sweep.ipynb"),
     ):
         nbformat.write(nbformat.v4.new_notebook(cells=[cell]), place)
         notebooks.relink(place, tmp_path)
         found = nbformat.read(place, 4).cells[0].source
-        assert found == f"[a]({wanted}) [b](01_next.ipynb) [c](nowhere.ipynb)"
+        assert found == f"[a]({wanted}#part) {left}"

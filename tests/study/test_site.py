@@ -1,95 +1,99 @@
-"""The static site's own work, without Sphinx or a browser: pages, links put right, faults found."""
+"""The site of a small checkout with the chapters of two machines, as Sphinx builds it."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
-import nbformat
 import pytest
+from nbformat import NotebookNode, write
+from nbformat import v4 as form
 
-from rnnpar.study import notebooks, site
-from rnnpar.study.site import Page, SiteError
+from rnnpar.study import notebooks
+from rnnpar.study.results import REFERENCE
 
-
-def notebook(path: Path, *cells: nbformat.NotebookNode) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(nbformat.v4.new_notebook(cells=list(cells)), path)
-    return path
+pytest.importorskip("myst_nb", reason="needs the extra `site`, which `make html` installs")
 
 
-def test_pages_are_the_chapters_there_are_in_order(tmp_path):
-    for name in ("03_threads", "00_start"):
-        notebook(tmp_path / "rendered" / f"{name}.ipynb", nbformat.v4.new_markdown_cell(f"# About {name}"))
-    notebook(tmp_path / "sweep.ipynb", nbformat.v4.new_markdown_cell("no heading"))
-    found = site.pages(tmp_path)
-    assert [(page.name, page.title, page.executed) for page in found] == [
-        ("00_start", "About 00_start", True), ("03_threads", "About 03_threads", True), ("sweep", "sweep", False),
-    ]  # fmt: skip
-    with pytest.raises(SiteError, match="make figures"):
-        site.pages(tmp_path / "nowhere")
-
-
-def test_links_are_put_right(tmp_path):
-    def mend(text):
-        return site.relink(text, "x.ipynb", {"02_serial"}, tmp_path)
-
-    assert mend("[a](02_serial.ipynb) [b](rendered/02_serial.ipynb#x)") == "[a](02_serial.ipynb) [b](02_serial.ipynb#x)"
-    assert mend("[a](https://example.org/x) [b](#here)") == "[a](https://example.org/x) [b](#here)"
-    assert mend("[MIT](LICENSE)") == '<a href="files/LICENSE">MIT</a>'
-    assert (tmp_path / "files" / "LICENSE").read_text() == (notebooks.ROOT / "LICENSE").read_text()
-    assert mend("[code](../rnnpar/model.py)") == '<a href="files/rnnpar/model.py">code</a>'
-    assert mend("[code](../rnnpar)") == "code"
-    for dead in ("04_nothing.ipynb", "../rnnpar/nothing.py", "../../../etc/hostname"):
-        with pytest.raises(SiteError, match=r"x\.ipynb links to"):
-            mend(f"[dead]({dead})")
-
-
-def test_pictures_keep_their_words(tmp_path):
-    cell = nbformat.v4.new_code_cell("show")
-    widget = {site.WIDGETS: {"model_id": "1"}, "image/png": "aGk="}
-    cell.outputs = [
-        nbformat.v4.new_output("display_data", widget, metadata={"image/png": {"alt": "a line", "width": 7}})
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real conf.py, explore and sweep; chapters of a heading each, but that 03 has cells."""
+    top = tmp_path_factory.mktemp("checkout")
+    shutil.copytree(notebooks.ROOT / "notebooks", top / "notebooks", ignore=shutil.ignore_patterns("rendered"))
+    (top / "README.md").write_text("# rnnpar\n\nThe head.\n\n## Start\n\nThe rest.\n")
+    (top / "LICENSE").write_text("MIT")
+    for name in (REFERENCE, "other"):
+        (top / "notebooks" / "rendered" / name).mkdir(parents=True)
+        for source in (top / "notebooks").glob("[0-9]*.ipynb"):
+            chapter(top, name, source.name, form.new_markdown_cell(f"# About {name}"))
+    pictures = [
+        form.new_output("display_data", {"image/png": data}, metadata={"image/png": {"alt": alt, "width": 7}})
+        for data, alt in (("aGk=", "a line"), ("aG8=", "two lines"))
     ]
-    source = notebook(tmp_path / "00_a.ipynb", nbformat.v4.new_markdown_cell("# A"), cell)
-    site.gather([Page("00_a", source, "A", True)], tmp_path / "source")
-    made = nbformat.read(tmp_path / "source" / "00_a.ipynb", 4).cells[1]
-    assert made.metadata["mystnb"] == {"image": {"alt": "a line", "width": "7px"}}
-    assert site.WIDGETS not in made.outputs[0].data
-    front = (tmp_path / "source" / "index.md").read_text()
-    assert "- 00 [A](00_a.ipynb)" in front
-    assert "## Start" not in front  # of README.md only what stands before
+    text = "# Threads\n\n[back](02_serial.ipynb) [out](../../explore.ipynb) [MIT](../../../LICENSE)"
+    cells = [
+        form.new_markdown_cell(text),
+        form.new_code_cell("machine = 7", metadata={"tags": ["injected-parameters"]}),
+        form.new_code_cell("draw()", metadata={"tags": ["hide-input"]}, outputs=pictures),
+        form.new_code_cell("compute()"),
+    ]
+    chapter(top, REFERENCE, "03_threads.ipynb", *cells)
+    return top
 
 
-def faults(tmp_path: Path, body: str) -> list[str]:
-    (tmp_path / "index.html").write_text(f"<html><body>{body}</body></html>")
-    return list(site.faults(tmp_path))
+def chapter(top: Path, name: str, file: str, *cells: NotebookNode) -> None:
+    notebook = form.new_notebook(cells=list(cells), metadata=notebooks.METADATA)
+    write(notebook, top / "notebooks" / "rendered" / name / file)
 
 
-@pytest.mark.parametrize(
-    ("body", "says"),
-    [
-        ('<a href="gone.html">x</a>', "gone.html, which is not there"),
-        ('<img src="gone.png">', "gone.png, which is not there"),
-        ('<a href="#gone">x</a>', "a place that index.html does not have"),
-        ('<script src="https://cdn.example.org/x.js"></script>', "from the network"),
-        ('<link rel="stylesheet" href="//cdn.example.org/x.css">', "from the network"),
-    ],
-)
-def test_faults_are_found(tmp_path, body, says):
-    (fault,) = faults(tmp_path, body)
-    assert says in fault
+def build(top: Path, name: str) -> tuple[Path, str]:
+    """Where the site of a machine lies, and what Sphinx said; an empty string where nothing is wrong."""
+    command = [sys.executable, "-m", "sphinx", "-n", "-W", "-q", "-d", str(top / "doctrees")]
+    done = subprocess.run(
+        [*command, str(top / "notebooks"), str(top / "html")], env=os.environ | {"RNNPAR_MACHINE": name},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert bool(done.returncode) == bool(done.stderr)
+    return top / "html", done.stderr
 
 
-def test_what_is_no_fault(tmp_path):
-    assert (
-        faults(tmp_path, '<a id="here" href="https://example.org">x</a><a href="#here">y</a><a href="index.html">z</a>')
-        == []
-    )
+def test_the_site_of_one_machine(checkout):
+    site, said = build(checkout, REFERENCE)
+    assert said == ""
+    front = (site / "index.html").read_text()
+    assert "The head." in front
+    assert "The rest." not in front
+    assert "03 Threads" in front
+    assert len(list(site.glob(f"rendered/{REFERENCE}/*.html"))) == len(list(checkout.glob("notebooks/[0-9]*.ipynb")))
+    assert not (site / "rendered" / "other").exists()
+    page = (site / "rendered" / REFERENCE / "03_threads.html").read_text()
+    assert "machine = 7" not in page
+    assert page.count("<details") == 1
+    folded = page[page.index("<details") : page.index("</details>")]
+    assert ">draw<" in folded
+    assert ">compute<" not in folded
+    for word in ('alt="a line"', 'alt="two lines"', 'width="7"', 'href="02_serial.html"', 'href="../../explore.html"'):
+        assert word in page
+    assert [file.read_text() for file in site.glob("_downloads/*/LICENSE")] == ["MIT"]
+    explore = (site / "explore.html").read_text()
+    assert f'href="rendered/{REFERENCE}/03_threads.html"' in explore
+    assert "data:image/png" in explore
+    assert "They need a kernel" in explore
 
 
-def test_a_stylesheet_from_elsewhere_and_too_many_bytes(tmp_path, monkeypatch):
-    (tmp_path / "a.css").write_text("@import url(https://fonts.example.org/x);")
-    monkeypatch.setattr(site, "LIMIT_BYTES", 10)
-    found = faults(tmp_path, "")
-    assert len(found) == 2
-    assert "MB, over the limit" in found[1]
+def test_dead_links_are_errors(checkout):
+    dead = ["04_nothing.ipynb", "../../nothing.py", "10_glossary.ipynb#nowhere", "#nobody"]
+    links = " ".join(f"[dead]({link})" for link in dead)
+    chapter(checkout, "other", "02_serial.ipynb", form.new_markdown_cell(f"# Serial\n\n{links}"))
+    said = build(checkout, "other")[1].splitlines()
+    for word in ("04_nothing", "nothing.py", "nowhere", "nobody"):
+        assert any(word in line for line in said), word
+
+
+def test_a_machine_without_chapters_is_an_error(checkout):
+    said = build(checkout, "nowhere")[1]
+    assert "not all chapters of nowhere are in" in said
+    assert f"All are there of {REFERENCE}, other" in said
