@@ -18,7 +18,6 @@ from matplotlib.ticker import FixedFormatter
 import rnnpar
 from rnnpar import machine, registry
 from rnnpar.advice import cautions
-from rnnpar.kernels.tile import WIDTH
 from rnnpar.network import RNN
 from rnnpar.reference import reference, relative_error
 from rnnpar.study import corpus, measure, plots, tell
@@ -720,7 +719,7 @@ def weight_peaks(frame: pd.DataFrame) -> dict[str, tuple[list[int], list[float]]
     if costs is None:
         return {}
     sizes, threads = sorted({int(H) for H in rows["H"] if H >= 32}), tell.team_size(frame)
-    shared = [-(-H // (threads * WIDTH)) * WIDTH for H in sizes]  # a thread's rows, in whole panels
+    shared = [-(-H // (threads * costs.width)) * costs.width for H in sizes]  # a thread's rows, in whole panels
     return {
         "serial/compiled": (sizes, [4 * H * H / costs.product(1, H, H) for H in sizes]),
         "threads/rows": (
