@@ -55,9 +55,10 @@ def _place(grid: list[int], value: float) -> tuple[int, float]:
 class Model:
     """Predictions from one machine's peaks: `predict(method, work, threads) -> seconds`."""
 
-    def __init__(self, peaks: dict[str, Any], width: int):
+    def __init__(self, peaks: dict[str, Any], width: int, rows: int = 8):
         self.peaks = peaks
         self.width = width  # columns of a panel: what products are padded to
+        self.rows = rows  # of a full tile
 
     @cached_property
     def surfaces(self) -> dict[str, dict[int, Surface]]:
@@ -187,24 +188,41 @@ def _timestep(model: Model, work: Work, threads: int) -> float:
 
 
 def _wavefront(model: Model, work: Work, threads: int) -> float:
-    """Tasks in the order in which their tickets are drawn, each by the thread that is free first: played through."""
-    T, B, H = work.T, work.B, work.H
-    chunk = min(T, max(math.ceil(16 / B), T // 16))  # as threads.wavefront chooses it
-    handed_over = model.meet(threads, chunk * B * H)  # from stage to stage
-    costs: list[float] = []
-    for I in work.inputs():
-        costs += [model.product(chunk * B, H, I, threads), chunk * model.step(B, H, H, threads)]
-    costs.append(model.output(chunk * B, work, threads))
-    played = play([cost + handed_over for cost in costs], math.ceil(T / chunk), threads)
+    """Tasks in the order in which their tickets are drawn, each by the thread that is free first: played through.
+
+    A task waits for two lines from another core, its ticket and a flag. States that another thread computed come while
+    it multiplies, and cost no time of their own.
+    """
+    B, H = work.B, work.H
+    told = 2 * model.meet(min(threads, 2), 0)
+
+    def stages(steps: int) -> list[float]:
+        """Seconds of each stage at a chunk of so many steps."""
+        costs: list[float] = []
+        for I in work.inputs():
+            costs += [model.product(steps * B, H, I, threads), steps * model.step(B, H, H, threads)]
+        return [cost + told for cost in [*costs, model.output(steps * B, work, threads)]]
+
+    chunk = wavefront_chunk(work, model.width, model.rows)
+    whole, rest = divmod(work.T, chunk)
+    played = play([stages(chunk)] * whole + [stages(rest)] * (rest > 0), threads)
     return model.launch(threads) + played + model.fresh(work) / threads
 
 
-def play(costs: Sequence[float], chunks: int, threads: int) -> float:
-    """Seconds of a pipeline of stages, of so many seconds a chunk each, as threads.wavefront_body takes its tasks.
+def wavefront_chunk(work: Work, width: int, rows: int) -> int:
+    """Steps of a chunk, as threads.wavefront chooses them with panels of `width` columns and tiles of `rows` rows."""
+    T, B, H = work.T, work.B, work.H
+    states = min(max(64 * 1024, H * H // 4), 1024 * 1024) // (B * math.ceil(H / width) * width)
+    most = min(states, (1 << 31) // (B * H * (H + work.I)))  # as in forward.Plan.of
+    return max(1, min(T, most, max(math.ceil(2 * rows / B), T // 16)))
+
+
+def play(costs: Sequence[Sequence[float]], threads: int) -> float:
+    """Seconds of a pipeline, as threads.wavefront_region takes its tasks; costs: a row a chunk, of a column a stage.
 
     A thread that drew a task waits for what it needs, even if a later task could begin at once.
     """
-    stages, done, free = len(costs), {}, [0.0] * threads
+    chunks, stages, done, free = len(costs), len(costs[0]), {}, [0.0] * threads
     for wave in range(2 * chunks + stages):
         for stage in range(wave % 2, stages, 2):
             c = (wave - stage) // 2
@@ -216,7 +234,7 @@ def play(costs: Sequence[float], chunks: int, threads: int) -> float:
             elif stage < stages - 1:  # the place that it writes to must have been read
                 needs += [(stage + 1, c - SLOTS + 1), (stage + 2, c - SLOTS)]
             begin = max(min(free), *(done.get(task, 0.0) for task in needs))
-            free[free.index(min(free))] = done[stage, c] = begin + costs[stage]
+            free[free.index(min(free))] = done[stage, c] = begin + costs[c][stage]
     return max(free)
 
 
@@ -299,9 +317,9 @@ FORMULAS: dict[str, Callable[[Model, Work, int], float]] = {
 
 def here() -> Model:
     """The model of this machine; measures its peaks if that was never done."""
-    from rnnpar.kernels.tile import WIDTH
+    from rnnpar.kernels.tile import ROWS, WIDTH
 
-    return Model(peaks.here(), WIDTH)
+    return Model(peaks.here(), WIDTH, ROWS)
 
 
 def fastest(

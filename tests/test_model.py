@@ -1,5 +1,6 @@
 """The model: its arithmetic on peaks that are known, and the choice that "auto" makes by it."""
 
+import json
 import math
 
 import numpy as np
@@ -8,7 +9,11 @@ import pytest
 import rnnpar
 from rnnpar import machine, model, peaks
 from rnnpar.backends import threads as in_threads
+from rnnpar.kernels import tile
+from rnnpar.kernels.forward import Plan
 from rnnpar.model import Model, Surface
+from rnnpar.study import results, store
+from rnnpar.study.cores import FEW
 from rnnpar.work import Work
 from tests.conftest import assert_matches_oracle, random_input
 
@@ -204,8 +209,54 @@ def test_windows_stay_in_the_caches_where_they_can(monkeypatch):
     ],
 )
 def test_the_wavefront_is_played_through(costs, chunks, threads, seconds):
-    assert model.play(costs, chunks, threads) == seconds
+    assert model.play([costs] * chunks, threads) == seconds
+
+
+def test_the_last_chunk_of_the_wavefront_may_be_short():
+    assert model.play([[8, 4, 4], [2, 1, 1]], 1) == 20
+    assert model.play([[8, 4, 4], [2, 1, 1]], 2) == 16  # the output of the first chunk; beside it all of the second
 
 
 def test_a_layer_keeps_as_many_chunks_as_the_method():
     assert model.SLOTS == in_threads.SLOTS
+
+
+@pytest.mark.parametrize("H", [16, 300, 700])
+def test_a_chunk_has_as_many_steps_as_the_method_takes(H):
+    net = rnnpar.RNN.random(3, H, 5)
+    forward = in_threads.wavefront(net, 2)
+    for T in (1, 40, 1000, 20000):
+        for B in (1, 3, 50):
+            taken = forward.buffers(Plan.of(net, T, B, B))["chunk"]
+            assert model.wavefront_chunk(Work.of(net, T, B), tile.WIDTH, tile.ROWS) == taken
+
+
+@pytest.mark.parametrize("name", ["amd-epyc-znver4-2c-e3a5", "amd-epyc-znver5-2c-e3a5"])
+def test_auto_is_near_the_best_on_machines_that_were_measured(name, monkeypatch):
+    """By their stored peaks and results. Points with too few samples from whole cores say nothing of two cores."""
+    monkeypatch.delenv("RNNPAR_DATA", raising=False)
+    costs = Model(json.loads((store.results_folder(name) / "peaks.json").read_text()), *store.tile(name))
+    runs = store.load("sweep", name).query("kind == 'steady' and status == 'ok'")
+    runs = runs[(runs.threads == 2) | runs.method.str.startswith("serial")]
+    shape = ["workload", "H", "I", "O", "T", "B", "layers"]
+    shared = runs.message.str.contains(FEW, na=False).groupby([runs[one] for one in shape]).any()
+    times = runs.pivot_table("seconds", shape, "method", "median")[~shared]
+    over = []
+    for (_, H, I, O, T, B, layers), measured in times.iterrows():
+        work = Work(T, B, I, H, O, layers)
+        pick = model.choose({method: costs.predict(method, work, 2) for method in model.AUTO})
+        over.append(measured[pick] / measured.min())
+    assert len(over) > 0.9 * len(shared) > 100
+    assert np.mean(np.array(over) <= 1.1) >= 0.99
+    assert max(over) < 1.15
+
+
+def test_a_named_machine_is_predicted_alike_on_every_other(monkeypatch):
+    monkeypatch.delenv("RNNPAR_DATA", raising=False)
+    monkeypatch.setattr(machine, "name", lambda: "another")
+    work = Work(T=100, B=1, I=40, H=40, O=40)  # 64 columns in panels of 32, and 48 in those of 16
+    seconds = []
+    for shape in (tile.TileShape(16, 2, 8), tile.TileShape(4, 4, 6)):
+        monkeypatch.setattr(tile, "TILE", shape)
+        seconds.append(results.cost_model("amd-epyc-znver4-2c-e3a5").predict("threads/wavefront", work, 2))
+    assert seconds[0] == seconds[1]

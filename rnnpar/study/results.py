@@ -24,7 +24,6 @@ import pandas as pd
 from IPython.display import Markdown
 
 from rnnpar import machine, model, registry
-from rnnpar.kernels.tile import WIDTH
 from rnnpar.peaks import VERSION as PEAKS_VERSION
 from rnnpar.study import measure, store
 from rnnpar.study.cores import FEW, FEWEST
@@ -241,9 +240,9 @@ def peaks(name: str = "") -> dict[str, Any]:
 
 
 def cost_model(name: str = "") -> model.Model | None:
-    """The cost model on a machine's peaks; None where they have not been measured."""
+    """The cost model on a machine's peaks, with that machine's own tile; None where no peaks have been measured."""
     found = peaks(name)
-    return model.Model(found, WIDTH) if found else None
+    return model.Model(found, *store.tile(name)) if found else None
 
 
 def caches(name: str = "") -> dict[str, int]:

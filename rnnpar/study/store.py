@@ -216,6 +216,23 @@ def load_machine(name: str) -> dict[str, Any]:
     return description
 
 
+def tile(name: str = "") -> tuple[int, int]:
+    """Columns and rows of a machine's register tile: this one's, or another's, by what NumPy found on it.
+
+    Older versions of NumPy name each vector instruction, newer ones levels of them. A machine of which machine.json
+    says nothing has the last tile of `choose_tile`.
+    """
+    from rnnpar.kernels.tile import TILE, choose_tile
+
+    shape = TILE
+    if name not in ("", machine.name()):
+        known = load_machine(name) if (results_folder(name) / "machine.json").exists() else {}
+        names = {"avx512f": {"X86_V4", "AVX512F"}, "avx2": {"X86_V3", "AVX2"}, "fma": {"X86_V3", "FMA3"}}
+        found = {feature: bool(any_of & set(known.get("numpy_simd", []))) for feature, any_of in names.items()}
+        shape = choose_tile(found, known.get("system", "").split(" ")[-1])
+    return shape.lanes * shape.vectors, shape.rows
+
+
 def check_writable(name: str | None = None) -> None:
     """ResultsError unless a machine's results (this one's by default) can be written: better known before a sweep."""
     folder = results_folder(name)

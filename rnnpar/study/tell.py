@@ -18,7 +18,6 @@ import pandas as pd
 from IPython.display import Markdown, display
 
 from rnnpar import machine, model, registry
-from rnnpar.kernels.tile import WIDTH
 from rnnpar.peaks import VERSION as PEAKS_VERSION
 from rnnpar.study import measure, plots, store
 from rnnpar.study.cores import FEW, FEWEST
@@ -84,7 +83,7 @@ def peaks_corner(name: str) -> str:
 def cost_model(name: str = "") -> model.Model | None:
     """The cost model on a machine's peaks; None where they have not been measured."""
     found = peaks(name)
-    return model.Model(found, WIDTH) if found else None
+    return model.Model(found, *store.tile(name)) if found else None
 
 
 def caches(name: str = "") -> dict[str, int]:

@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 
 from rnnpar import machine, peaks
+from rnnpar.kernels import tile
 from rnnpar.study import store
 
 ROW = store.Row(
@@ -254,6 +255,24 @@ def test_a_damaged_machine_json(folder, content):
         store.load_machine("here")
     with pytest.raises(store.ResultsError, match="no such file"):
         store.load_machine("elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("found", "system", "columns", "rows"),
+    [
+        (["X86_V3", "X86_V4", "AVX512_ICL"], "Linux 6.1 x86_64", 32, 8),
+        (["SSE42", "AVX", "FMA3", "AVX2", "AVX512F"], "Linux 6.1 x86_64", 32, 8),
+        (["X86_V3"], "Windows 11 AMD64", 16, 6),
+        ([], "Darwin 24.1.0 arm64", 16, 6),
+        ([], "Linux 6.1 x86_64", 8, 4),
+    ],
+)
+def test_the_tile_of_a_machine(folder, found, system, columns, rows, monkeypatch):
+    store.save_machine({"name": "here", "numpy_simd": found, "system": system})
+    assert store.tile("here") == store.tile() == (tile.WIDTH, tile.ROWS)
+    monkeypatch.setattr(machine, "name", lambda: "there")
+    assert store.tile("here") == (columns, rows)
+    assert store.tile("elsewhere") == (8, 4)
 
 
 def test_what_another_process_stored_is_noticed(folder):
