@@ -12,7 +12,7 @@ import pytest
 import rnnpar
 from rnnpar import registry
 from rnnpar.model import Model
-from rnnpar.study import measure, plots, store, sweep
+from rnnpar.study import measure, plot, results, store, sweep
 from rnnpar.work import Work
 from tests.conftest import assert_matches_oracle, random_input
 from tests.test_model import simple_peaks
@@ -180,6 +180,5 @@ def test_the_sweep_measures_it_stores_it_and_skips_it_until_its_source_changes(t
     rnnpar.register("mine/wrong", function("other", "a = 3"))
     (left,) = sweep.remaining(sweep.plan(profile), store.newest("mine")).values()
     assert left == [("mine/wrong", {})]
-    drawn = plots.step_time(frame, "H")
-    assert "mine/wrong: too inaccurate to count" in [text.get_text() for text in drawn.axes[0].texts]
-    assert plots.look("mine/right") == plots.look("mine/right") != plots.look("serial/naive")
+    drawn = plot.lines(results.measurements(frame, "mine"), "H")
+    assert "mine/wrong: too inaccurate to count" in [text.get_text() for text in drawn.texts]

@@ -271,7 +271,7 @@ def _measured_where(runs: pd.DataFrame) -> str:
     about = store.load_machine(name) if known else {}
     parts = [
         about.get("cpu", ""),
-        f"{about['cores_allowed']} cores" if about else "",
+        f"{about['cores_allowed']} cores" if "cores_allowed" in about else "",
         (about.get("gpu") or {}).get("name", ""),
     ]
     words = ", ".join(part for part in parts if part)

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from rnnpar import machine, peaks
-from rnnpar.study import in_time, measure, peers, store, tell
+from rnnpar.study import in_time, measure, peers, results
 from rnnpar.study.cores import FEW, SHARED, SIZE, Cores, count, usual_meeting, usual_seconds
 from rnnpar.study.measure import Point
 
@@ -151,6 +151,6 @@ def test_a_chapter_says_where_samples_on_shared_cores_count(cores):
     cores.answers[:] = [False] * 100
     rows = measure.measure_group(POINT, METHODS, 4, 1.0, np.random.default_rng(0))
     frame = pd.DataFrame([vars(row) | {"machine": "a-machine"} for row in rows])
-    assert "Of 2 of its 2 measurements fewer than 3 samples are from whole cores" in tell.ran(frame).data
-    assert "whole cores" not in tell.ran(frame.assign(message="")).data
-    assert [name for name in frame if name != "machine"] == store.COLUMNS
+    runs = results.measurements(frame)
+    assert "In 2 of them fewer than 3 samples are from whole cores" in results.banner(runs).data
+    assert "whole cores" not in results.banner(runs.assign(message="")).data

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rnnpar import model, registry
-from rnnpar.study import live, tell
+from rnnpar.study import live, results
 from rnnpar.study.live import Bench, Job, Message
 from rnnpar.study.measure import Point
 
@@ -41,7 +41,7 @@ def test_time_and_ranks_are_measured_too():
 
 
 def test_what_the_model_does_not_know_is_not_free():
-    costs = tell.cost_model(tell.store.machines()[0])
+    costs = results.cost_model(results.REFERENCE)
     one, other = (live.seconds_expected(costs, Job(Point("random", 2048, 2048, 2048, 1024, 256), (method,), 1))
                   for method in ("mpi/rows", "serial/compiled"))  # fmt: skip
     assert one == other > 10
@@ -57,7 +57,7 @@ def test_sizes_that_do_not_fit_are_not_tried():
 
 
 def test_the_expected_seconds_grow_with_the_sizes():
-    costs = tell.cost_model(tell.store.machines()[0])
+    costs = results.cost_model(results.REFERENCE)
     small, large = (
         live.seconds_expected(costs, Job(Point("random", H, H, H, 100, 1), ("serial/naive",), 1)) for H in (64, 1024)
     )
