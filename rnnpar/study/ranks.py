@@ -1,24 +1,15 @@
 """Chapter 06: what ranks cost, measured on the ranks at hand and computed for those that are not.
 
-    python -m rnnpar.study.ranks [--quick] [--only REGEX]        or: make mpi
-
-measures two things on this machine. First what a message costs, by ping-pong between two ranks, and an exchange of the
-state, by each way there is, into mpi.json. Then the strategies of `mpi` beside those of `threads`, as the sweep would,
-into mpi.csv, where "threads" counts the ranks. What is stored with the same source is not measured again.
+The sweep's profile "mpi" measures: what a message and an exchange of the state cost into mpi.json (messages_probe.py),
+and the strategies of `mpi` beside those of `threads` into mpi.csv, where "threads" counts the ranks.
 
 Letters: T steps, B sequences side by side, I input, H hidden, O output size.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import os
-import re
-import subprocess
-import sys
-import time
 import warnings
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -31,22 +22,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import rnnpar
-from rnnpar import machine, model_ranks, peaks, registry
+from rnnpar import machine, model_ranks, registry
 from rnnpar.model_ranks import Link
 from rnnpar.reference import relative_error
-from rnnpar.study import measure, plots, simulate, store, tell
-from rnnpar.study.measure import Point
-from rnnpar.words import write_anything
+from rnnpar.study import plots, simulate, store, tell
+from rnnpar.study.messages_probe import FILE
 from rnnpar.work import Work
 
 EXPERIMENT = "mpi"
-FILE = "mpi.json"
-RANKS = (1, 2, 4)
-SIZES = (8, 64, 512, 4096, 32768, 262144, 2097152)  # bytes of a message
-WIDE = (64, 256, 1024, 8192)  # H of the states that are exchanged
-SAMPLES = 9
-PASSES, TRIES = 3, 9  # measurements of messages that count, while the cores are whole, and at most
-KINDS = ("window", "messages", "allgather")
 
 # H, T, B, layers of the points, I = O = H; what is timed there beside serial/compiled
 LINES = {
@@ -55,193 +38,6 @@ LINES = {
     "pipeline": [(256, 128, 1, L) for L in (1, 2, 4, 8)],
 }
 TWINS = {"mpi/rows": "threads/rows", "mpi/batch": "threads/batch", "mpi/pipeline": "threads/wavefront"}
-
-
-# --- Measuring: messages and exchanges, on the ranks themselves ----------------------------------------------------
-
-
-def probe() -> None:
-    """On every rank of a job: measure, and let rank 0 print what it found as one line of JSON."""
-    from rnnpar.backends.mpi import MODES, world
-    from rnnpar.kernels import messages
-    from rnnpar.kernels.job import Job
-    from rnnpar.kernels.probe import repeated
-    from rnnpar.kernels.team import Region
-
-    place = world()
-    comm, rank, ranks = place.comm, place.rank, place.size
-
-    def seconds_of(call: Callable[[int], object]) -> float:
-        """Seconds of one repetition: the lower quartile of the samples, as for the peaks."""
-        call(1)
-        repeat, took = np.array([10.0]), 0.0
-        samples = []
-        for _ in range(SAMPLES):
-            place.meet()
-            begin = time.perf_counter()
-            call(int(repeat[0]))
-            took = (time.perf_counter() - begin) / int(repeat[0])
-            samples.append(took)
-            if rank == 0:
-                repeat[0] = np.clip(3e-3 / took, 3, 5000)
-            comm.Bcast(repeat)
-        return float(np.quantile(samples[1:], 0.25))
-
-    found: dict[str, Any] = {"ranks": ranks, "messages": [], "exchange": {}}
-    if ranks == 2:
-        fields = messages.Exchange(comm, messages.ALONE, 1, 1).fields
-        for size in SIZES:
-            there, back = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
-            requests = [comm.Send_init(there, 1 - rank, 5), comm.Recv_init(back, 1 - rank, 5)]
-            fields |= dict(handles=messages.handles_of(requests), begins=rank == 0, repeat=0)
-            took = seconds_of(repeated(Region(messages.ping_pong_region, Job(1, **fields))))
-            found["messages"].append((size, took / 2))
-            for request in requests:
-                request.Free()
-    for kind in KINDS:
-        points = []
-        for H in WIDE:
-            call, close = in_window(place, H) if kind == "window" else by_messages(place, MODES[kind], H)
-            points.append((H, seconds_of(call)))
-            close()
-        found["exchange"][kind] = points
-    if rank == 0:
-        print(json.dumps(found), flush=True)
-
-
-def by_messages(place: Any, mode: int, H: int) -> tuple[Callable[[int], None], Callable[[], None]]:
-    """What exchanges a state of H elements so many times by messages, and what ends it."""
-    from rnnpar.kernels.job import Job
-    from rnnpar.kernels.messages import Exchange, exchanges_region
-    from rnnpar.kernels.team import Region
-
-    exchange = Exchange(place.comm, mode, 1, -(-H // place.size), place.crowded)
-    job = Job(1, **exchange.fields, state=np.zeros(H, np.float32), B=1, ld=H, epoch=0, repeat=0)
-    region = Region(exchanges_region, job)
-
-    def call(n: int) -> None:
-        job.set(epoch=exchange.epoch, repeat=n)
-        region.run()
-        exchange.epoch += n
-
-    return call, exchange.close
-
-
-def in_window(place: Any, H: int) -> tuple[Callable[[int], None], Callable[[], None]]:
-    """The same in memory that the ranks share: each writes its part there, says so by a flag, and reads the others'."""
-    from rnnpar.backends.mpi import Window
-    from rnnpar.kernels.probe import Exchange
-
-    window = Window(place, 2 * H, place.size, place.crowded)
-    exchange = Exchange(1, window.memory.reshape(2, H), window.flags, place.rank, place.size)
-    return exchange, window.free
-
-
-def run_probe(ranks: int) -> dict[str, Any]:
-    """`probe` on so many ranks. RuntimeError with what they wrote where it fails."""
-    from rnnpar.backends.mpi_start import SUITED, mpiexec, own_environment
-
-    command = [*mpiexec(), "-n", str(ranks), sys.executable, "-m", "rnnpar.study.ranks", "--probe"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=own_environment() | SUITED)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode or not lines:
-        raise RuntimeError(f"the measurement on {ranks} ranks failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return json.loads(lines[-1])
-
-
-def measure_messages() -> dict[str, Any]:
-    """What messages and exchanges cost here, for 2 and 4 ranks; written to mpi.json beside the results.
-
-    Each is measured several times, in new processes, and the median counts, as of the peaks.
-    """
-    found = {str(ranks): typical_probe(ranks) for ranks in RANKS if ranks > 1}
-    kept = {
-        "measured": time.strftime("%Y-%m-%d"),
-        "source": registry.find("mpi/rows").source_hash(),
-        "library": library(),
-        "call": {str(ranks): call_seconds(ranks) for ranks in RANKS},
-        "messages": found["2"]["messages"],
-        "exchange": {ranks: told["exchange"] for ranks, told in found.items()},
-    }
-    folder = store.results_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / FILE).write_text(json.dumps(kept, indent=1) + "\n")
-    return kept
-
-
-def typical_probe(ranks: int) -> dict[str, Any]:
-    """The median of PASSES probes while the machine's cores were whole; of all TRIES where they never were."""
-    every, good = [], []
-    while len(every) < TRIES and len(good) < PASSES:
-        whole = measure.cores().whole()
-        every.append(run_probe(ranks))
-        if whole and measure.cores().whole():
-            good.append(every[-1])
-    return peaks.median(good or every)
-
-
-def call_seconds(ranks: int) -> float:
-    """Seconds of a call that has next to nothing to compute, in the ranks: what every call costs before its steps."""
-    x = np.zeros((1, ranks, 1), np.float32)
-    with rnnpar.prepare(rnnpar.RNN.random(1, 1, 1), "mpi/batch", ranks=ranks) as run:
-        return float(np.median([run.timed(x)[0] for _ in range(100)]))
-
-
-def library() -> str:
-    from importlib import metadata
-
-    names = [name for name in ("mpi4py", "mpich", "openmpi", "impi-rt") if _version(metadata, name)]
-    return ", ".join(f"{name} {_version(metadata, name)}" for name in names)
-
-
-def _version(metadata: Any, name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return ""
-
-
-# --- Measuring: the strategies -------------------------------------------------------------------------------------
-
-
-def plan(only: str = "", quick: bool = False) -> dict[Point, list[tuple[str, dict[str, int]]]]:
-    """Every point, with the methods and options to be timed there."""
-    cores = machine.cores_allowed()
-    planned: dict[Point, list[tuple[str, dict[str, int]]]] = {}
-    for strategy, sizes in LINES.items():
-        for H, T, B, layers in sizes[:: 2 if quick else 1]:
-            point = Point("random", H, H, H, T, B, layers)
-            mine = [("serial/compiled", {}), (TWINS[f"mpi/{strategy}"], {"threads": cores})]
-            mine += [(f"mpi/{strategy}", {"ranks": ranks}) for ranks in (RANKS[:2] if quick else RANKS)]
-            if strategy != "rows" and not quick:
-                mine.append(("mpi/rows", {"ranks": 2}))
-            planned.setdefault(point, [])
-            planned[point] += [case for case in mine if case not in planned[point]]
-    return {point: cases for point, cases in planned.items() if re.search(only, label(point))}
-
-
-def label(point: Point) -> str:
-    return f"H={point.H} T={point.T} B={point.B} L={point.layers}"
-
-
-def measure_strategies(only: str = "", quick: bool = False) -> int:
-    """Time what is not stored yet, a shape at a time; returns how many points that were."""
-    store.check_writable()
-    store.save_machine(machine.describe())
-    peaks.here()
-    rng, count = np.random.default_rng(0), 0
-    stored = {key: rows[0].source for key, rows in store.newest(EXPERIMENT).items() if rows[0].status != "unsupported"}
-    for point, cases in plan(only, quick).items():
-        due = [
-            (method, options)
-            for method, options in cases
-            if stored.get(measure.key(point, method, measure.workers(options))) != measure.source(method)
-        ]
-        if any(method.startswith("mpi/") for method, _ in due):  # the others only beside them, in the same rounds
-            print(f"{label(point)}: {', '.join(method for method, _ in cases)}", flush=True)
-            store.append(measure.measure_group(point, cases, SAMPLES, 0.6, rng), EXPERIMENT)
-            count += len(cases)
-    return count
 
 
 # --- What was measured ---------------------------------------------------------------------------------------------
@@ -770,43 +566,3 @@ def live(ranks: int, H: int, T: int = 128, B: int = 1) -> pd.DataFrame | Markdow
                           "error, millionths": round(1e6 * relative_error(y, wanted), 2),
                           "exchange": run.info["exchange"]})  # fmt: skip
     return pd.DataFrame(table).set_index("method")
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    write_anything()
-    parser = argparse.ArgumentParser(prog="python -m rnnpar.study.ranks", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--quick", action="store_true", help="fewer points, 2 ranks at most")
-    parser.add_argument(
-        "--only", default="", metavar="REGEX", help="points whose label matches, such as 'H=1024 .*B=1 '"
-    )
-    parser.add_argument(
-        "--messages", action="store_true", help="measure messages and exchanges again, and nothing else"
-    )
-    parser.add_argument("--probe", action="store_true", help=argparse.SUPPRESS)  # what each rank runs
-    options = parser.parse_args(arguments)
-    if options.probe:
-        probe()
-        return 0
-    missing = registry.find("mpi/rows").why_not
-    if missing:
-        print(f"error: mpi/rows {missing}", file=sys.stderr)
-        return 1
-    warnings.filterwarnings("ignore", "[0-9]+ ranks x")  # 4 ranks on fewer cores are measured on purpose
-    try:
-        file = store.results_folder() / FILE
-        if options.messages or not file.exists():
-            measure_messages()
-        if not options.messages:
-            count = measure_strategies(options.only, options.quick)
-            if count and not options.only:
-                measure_messages()  # again: the first time may have been a bad one
-            print(f"{count} points measured; stored in {os.path.relpath(store.results_folder() / EXPERIMENT)}.csv")
-    except (store.ResultsError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
