@@ -77,11 +77,11 @@ def load_profile(name: str, overrides: Path | None = None, experiment: str = "")
     changes = _read(overrides, KEYS) if overrides else {}
     if experiment:
         changes["experiment"] = experiment
-    found = [entry | changes for entry in _entries(name)]
-    if len(found) > 1 and "experiment" in changes:
-        several = ", ".join(entry["experiment"] for entry in found)
+    entries = _entries(name)
+    if len(entries) > 1 and "experiment" in changes:
+        several = ", ".join(entry["experiment"] for entry in entries)
         raise ProfileError(f"a name for the results is for one experiment; the profile {name!r} has {several}")
-    return list(map(complete, found))
+    return [complete(entry | changes) for entry in entries]
 
 
 def _entries(name: str) -> list[dict[str, Any]]:
