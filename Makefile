@@ -55,7 +55,7 @@ check: $(READY)  ## ruff, and the form of the source notebooks
 	$(RUN) -m ruff format --check $(CODE)
 	$(RUN) -m rnnpar.study.notebooks --check
 
-sweep: $(READY)  ## measure this machine with the full profile (ten minutes and more); continues where it was stopped
+sweep: $(READY)  ## measure this machine, all that can run on it (half an hour); continues where it was stopped
 	$(RUN) -m rnnpar.study.sweep --profile $(or $(PROFILE),full) $(if $(SCHEDULER),--scheduler '$(SCHEDULER)') $(if $(SHARE),--share)
 
 cluster: $(READY)  ## start a Dask cluster of this machine alone, to try the sweep over machines with
@@ -63,13 +63,13 @@ cluster: $(READY)  ## start a Dask cluster of this machine alone, to try the swe
 
 peers: $(READY)  ## measure what a user would pick instead (PyTorch, ONNX Runtime, OpenVINO, JAX) beside ours
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[study,dev,mpi,cluster,peers]'
-	$(RUN) -m rnnpar.study.peers
+	$(RUN) -m rnnpar.study.sweep --profile peers
 
 in-time: $(READY)  ## measure the methods that are parallel in time, for chapter 07 (two minutes)
-	$(RUN) -m rnnpar.study.in_time
+	$(RUN) -m rnnpar.study.sweep --profile in_time
 
 mpi: $(READY)  ## measure what ranks cost: messages, and mpi's strategies beside those of threads (three minutes)
-	$(RUN) -m rnnpar.study.ranks
+	$(RUN) -m rnnpar.study.sweep --profile mpi
 
 # On a machine with a GPU, whatever Python is there: nothing is installed first. PYTHON=... names another.
 CHECKER := $(or $(filter-out default undefined,$(if $(filter command environment,$(origin PYTHON)),$(PYTHON))),$(if \

@@ -170,9 +170,9 @@ def test_the_sweep_measures_it_stores_it_and_skips_it_until_its_source_changes(t
     monkeypatch.setattr(sweep.peaks, "here", dict)
     rnnpar.register("mine/right", right)
     rnnpar.register("mine/wrong", wrong)
-    profile = dict(experiment="mine", grids=[{"H": [4], "T": [3], "B": [1]}], workloads=[], threads=[1], samples=3,
+    profile = dict(experiment="mine", grids=[{"H": [4], "T": [3], "B": [1]}], threads=[1], samples=3,
                    methods=["mine/right", "mine/wrong", "serial/naive"], budget_s=0.1, limit_s=1.0, seed=0)  # fmt: skip
-    sweep.run(**profile)
+    sweep.run([profile])
     frame = store.load("mine", sweep.machine.name())
     status = frame.groupby("method")["status"].unique().map(list).to_dict()
     assert status == {"mine/right": ["ok"], "mine/wrong": ["inaccurate"], "serial/naive": ["ok"]}

@@ -110,7 +110,7 @@ def run(
     workers, or has workers that differ, before any point runs; and at the end, where points could not be measured.
     ProfileError, store.ResultsError.
     """
-    sweep.check_profile(profile)
+    profile = sweep.complete(profile)
     with connect(scheduler) as client:
         conductor = Conductor(client, profile, share, patience_s, crowded)
         try:
@@ -429,7 +429,7 @@ class Conductor:
 
     @staticmethod
     def _missing(point: measure.Point, cases: list, stored: Mapping[str, store.Measurement]) -> bool:
-        return any(measure.key(point, name, options.get("threads", 1)) not in stored for name, options in cases)
+        return any(measure.key(point, name, measure.workers(options)) not in stored for name, options in cases)
 
 
 def differences(workers: Iterable[Worker], source: str) -> list[str]:

@@ -100,7 +100,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _figures(options: argparse.Namespace) -> int:
     parameters = {name: yaml.safe_load(value) for name, value in options.p}
     sources = _chosen(options.only.split(",") if options.only else [])
-    profile = sweep.load_profile(options.profile) | {"experiment": EXPERIMENT}
+    # What the profile ci measures, under a scratch folder alone, stands for the sweep.
+    experiments = sweep.load_profile(options.profile, experiment=EXPERIMENT if options.profile == "ci" else "")
     to = options.to or options.scratch
     if options.scratch:
         set_apart(options.scratch)
@@ -111,7 +112,7 @@ def _figures(options: argparse.Namespace) -> int:
         sources = [source for source in sources if store.has(NEEDS.get(source.name[:2], EXPERIMENT), name)]
     elif not sweep.finished(EXPERIMENT):
         print(f"measuring {name} with the profile {options.profile}", flush=True)
-        sweep.execute(profile, options.scratch and options.scratch / "sweep.ipynb")
+        sweep.execute(experiments, options.scratch and options.scratch / "sweep.ipynb")
     folder = (to or notebooks.ROOT / "notebooks") / "rendered" / name
     failures = draw(sources, name, folder, parameters)
     for failure in failures:

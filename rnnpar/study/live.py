@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -156,7 +157,9 @@ def run(number: int, job: Job) -> Iterator[Message]:
         apart = any(registry.find(method).backend in APART for method in job.methods)
         while due := [trial for trial in trials if trial.rounds]:
             for index in rng.permutation(len(due)):
-                due[index].sample(problem, apart)
+                if apart:
+                    time.sleep(due[index].pause_s)
+                due[index].sample(problem)
                 yield progress(f"measuring {due[index].method}")
     finally:
         for trial in trials:

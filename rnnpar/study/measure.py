@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -35,18 +36,17 @@ except ImportError:  # Windows: two sweeps at once are not kept apart there
     fcntl = None
 
 BOUND = 1e-5  # the largest relative error to the oracle that a float32 method may have
-SAMPLE_S = 1e-3  # a sample lasts at least this long: the clock and the call's overhead vanish in it
 SETTLE_S = 20e-3  # calls shorter than this have one untimed call of the same method before each sample; if it has
 SETTLED = 1.2  # several threads, as many as it takes until one is at most so many times the shortest yet, or for so
 #                long: threads that slept in other methods' turns may all wake on one core, and wait there for a while
-ELSEWHERE = ("peers", "mpi", "in_time")  # backends that are measured by commands of their own, such as make peers
-APART = ("mpi", "peers")  # backends that compute in processes of their own; before a sample beside theirs comes
-PAUSE_S = 10e-3  # a pause, in which this process's threads, still spinning after their last call, go to sleep
+ELSEWHERE = ("peers", "mpi", "in_time")  # backends that have profiles of their own: "all" leaves them out
+APART = ("mpi", "peers")  # backends that compute in processes of their own: before a sample beside theirs comes a pause
 FEWEST = 3  # samples of a method whose calls are within the limit
 
 ORIGIN = {"origin-large": (50, 50, 8_000, 15, 1), "origin-small": (120, 120, 10_000, 50, 1)}  # H, I, O, T, B
 EVALUATION_STEPS = 1000  # characters of held-out text that a trained network reads in a call
 EVALUATION_BATCHES = (1, 8)
+RADIUS = re.compile(r"radius-(\d+(?:\.\d+)?)")  # a workload of the grid's sizes on `of_radius`, such as radius-0.9
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,8 @@ def named(workload: str) -> list[Point]:
         return [Point(workload, H, I, O, T, B)]
     trained = corpus.models()
     if workload not in trained:
-        raise ValueError(f"unknown workload {workload!r}; there are: random, {', '.join([*ORIGIN, *trained])}")
+        known = ", ".join(["random", "radius-0.9 and the like", *ORIGIN, *trained])
+        raise ValueError(f"unknown workload {workload!r}; there are: {known}")
     net = corpus.load(workload)
     sizes = (net.hidden_size, net.input_size, net.output_size)
     return [Point(workload, *sizes, EVALUATION_STEPS, B, net.num_layers) for B in EVALUATION_BATCHES]
@@ -93,13 +94,28 @@ def named(workload: str) -> list[Point]:
 
 def build(point: Point) -> tuple[RNN, np.ndarray]:
     """The network and the input x (T,B,I) of a point: always the same for the same point."""
-    if point.workload == "random" or point.workload in ORIGIN:
-        net = RNN.random(point.I, point.H, point.O, point.layers, seed=0)
+    radius = RADIUS.fullmatch(point.workload)
+    if radius or point.workload == "random" or point.workload in ORIGIN:
+        net = (of_radius(float(radius[1]), point.H, point.I, point.O) if radius else
+               RNN.random(point.I, point.H, point.O, point.layers, seed=0))  # fmt: skip
         x = np.random.default_rng(1).standard_normal((point.T, point.B, point.I), dtype=np.float32)
         return net, x
     from rnnpar.study import corpus
 
     return corpus.load(point.workload), corpus.sequences(point.B, point.T)[0]
+
+
+def of_radius(radius: float, H: int, I: int, O: int) -> RNN:
+    """One layer with a Gaussian W of that spectral radius and weak inputs: the radius decides what becomes of an error.
+
+    Above 1 an error in the state tends to grow from step to step, below it fades.
+    """
+    rng = np.random.default_rng(0)
+    W = rng.standard_normal((H, H))
+    W *= radius / np.abs(np.linalg.eigvals(W)).max()
+    U = 0.3 * rng.uniform(-1, 1, (H, I)) / np.sqrt(I)
+    V = rng.uniform(-1, 1, (O, H)) / np.sqrt(H)
+    return RNN.from_arrays([dict(W=W, U=U, b=np.zeros(H))], V, np.zeros(O))
 
 
 def key(point: Point, method: str, threads: int) -> str:
@@ -120,15 +136,16 @@ def measure_group(
     budget_s: float,
     rng: np.random.Generator,
     limit_s: float = 10.0,
+    trial: type[Trial] | None = None,
 ) -> list[Row]:
     """Time `methods`, pairs of a name and its options, at one shape, and return all their rows.
 
     Every method is prepared and called once (the row of kind "compile"), called again and held against the oracle,
     and then timed in up to `samples` rounds, each in a newly shuffled order. `budget_s` bounds the rounds of one
     method, but for three samples; a method with a call over `limit_s` is sampled once. What a method raises
-    becomes its row: "unsupported", "oom" or "error".
+    becomes its row: "unsupported", "oom" or "error". `trial` is how a method is timed: Trial, or peers.Burst.
     """
-    trials = [Trial(point, name, dict(options)) for name, options in methods]
+    trials = [(trial or Trial)(point, name, dict(options)) for name, options in methods]
     try:
         net, x = build(point)
         problem = Problem(net, x, *reference(net, x))
@@ -151,12 +168,15 @@ def in_rounds(trials: Sequence[Trial], problem: Problem, rng: np.random.Generato
 
     A round in which the cores were not whole (cores.py) is set aside and taken again, up to twice the rounds in all.
     """
-    apart = any(registry.find(trial.method).backend in APART for trial in trials)
+    apart = any(trial.backend in APART for trial in trials)
     spare = max((trial.rounds for trial in trials), default=0)
     whole = spare > 0 and cores().whole()
     while due := [trial for trial in trials if trial.rounds]:
         for index in rng.permutation(len(due)):
-            due[index].sample(problem, apart)
+            if apart:
+                time.sleep(due[index].pause_s)
+            whole = whole and (not due[index].long or cores().whole())
+            due[index].sample(problem)
         before, whole = whole, cores().whole()
         if not (before and whole):
             for trial in due:
@@ -174,6 +194,12 @@ def cores() -> Cores:
 class Trial:
     """One method at one shape, from preparing to its rows."""
 
+    least_s: ClassVar[float] = 1e-3  # a sample lasts at least so long: the clock and the call's overhead vanish in it
+    most_calls: ClassVar[int] = 1000  # in a sample
+    settle_s: ClassVar[float] = SETTLE_S  # calls shorter than this have untimed ones before a sample
+    pause_s: ClassVar[float] = 10e-3  # beside processes: this one's threads, still spinning, go to sleep in it
+    long: ClassVar[bool] = False  # whether a sample takes so long that the cores are asked before each
+
     point: Point
     method: str
     options: dict[str, Any]
@@ -189,12 +215,30 @@ class Trial:
     settle: bool = True  # whether untimed calls go before a sample
     shortest: float = math.inf  # seconds of a call
     checked: tuple[np.ndarray, np.ndarray] | None = None  # y and h as the oracle has seen them
+    told: str = ""  # what the runner has to tell of its last call
+
+    @property
+    def backend(self) -> str:
+        return self.method.split("/")[0]
+
+    @property
+    def ran(self) -> str:
+        """The method whose code ran; "" where that is not known."""
+        return self.method
+
+    def prepare(self, net: RNN) -> Runner:
+        """What the calls are made of."""
+        return prepare(net, self.method, **self.options)
+
+    def tell(self, runner: Runner) -> str:
+        """What `runner` has to tell of its last call, for the row's message."""
+        return numbers(runner.info)
 
     def start(self, problem: Problem, samples: int, budget_s: float, limit_s: float) -> None:
         """Prepare, call, warm up, check; then plan the rounds from how long a call takes."""
         try:
             begin = time.perf_counter()
-            self.runner = prepare(problem.net, self.method, **self.options)
+            self.runner = self.prepare(problem.net)
             self.runner.timed(problem.x)
             self.compile_s = time.perf_counter() - begin
             call_s, y, h = self.runner.timed(problem.x)
@@ -207,29 +251,29 @@ class Trial:
         except Exception as error:
             self.fail(error)
             return
-        self.calls = math.ceil(min(SAMPLE_S / call_s, 1000))
-        self.settle = call_s < SETTLE_S
+        self.calls = math.ceil(min(self.least_s / call_s, self.most_calls))
+        self.settle = call_s < self.settle_s
         self.rounds = max(min(samples, FEWEST), min(samples, int(budget_s / (call_s * (self.calls + self.settle)))))
 
-    def sample(self, problem: Problem, apart: bool = False) -> None:
-        """Take one sample: the mean over back-to-back calls, the last of which is checked.
-
-        `apart`: whether some of the methods that take turns compute in processes of their own.
-        """
+    def sample(self, problem: Problem) -> None:
+        """Take one sample, whose last answer is checked."""
         self.rounds -= 1
         try:
-            if apart:
-                time.sleep(PAUSE_S)
-            if self.settle:  # the methods before it have taken the caches and left their threads spinning
-                self._settle(problem)
-            total = 0.0
-            for _ in range(self.calls):
-                call_s, y, h = self.runner.timed(problem.x)
-                total += call_s
+            call_s, y, h = self.timed(problem)
             if self._check(problem, y, h):
-                self.seconds.append(total / self.calls)
+                self.seconds.append(call_s)
         except Exception as error:
             self.fail(error)
+
+    def timed(self, problem: Problem) -> tuple[float, np.ndarray, np.ndarray]:
+        """Seconds of a call, the mean over back-to-back calls, and y and h of the last."""
+        if self.settle:  # the methods before it have taken the caches and left their threads spinning
+            self._settle(problem)
+        total = 0.0
+        for _ in range(self.calls):
+            call_s, y, h = self.runner.timed(problem.x)
+            total += call_s
+        return total / self.calls, y, h
 
     def set_aside(self, again: bool) -> None:
         """Set the last sample aside: it may not count (cores.count). `again`: and take another."""
@@ -240,18 +284,18 @@ class Trial:
     def rows(self) -> list[Row]:
         """The measurement as rows: the first call, then the samples; or one row that says what went wrong."""
         failed = self.status in ("unsupported", "oom", "error")
-        seconds, told = count(self.seconds, self.aside)
-        message = self.message or told
+        seconds, counted = count(self.seconds, self.aside)
+        parts = [self.message, "" if failed else self.told, "" if self.message else counted]
         # From NumPy to NumPy arrays: for a method on a GPU that includes the copies there and back.
-        kind = "transfer" if registry.find(self.method).on_gpu else "steady"
+        kind = "transfer" if self.ran and registry.find(self.ran).on_gpu else "steady"
         kinds = ["compile"] + ([] if failed else [kind] * len(seconds))
         times = [None if failed else self.compile_s, *seconds]
         shared = dict(
             point=key(self.point, self.method, workers(self.options)),
             workload=self.point.workload, method=self.method, H=self.point.H, I=self.point.I, O=self.point.O,
             T=self.point.T, B=self.point.B, layers=self.point.layers, threads=workers(self.options),
-            samples=len(kinds), error=self.error, status=self.status, message=message,
-            source=source(self.method), revision=revision(),
+            samples=len(kinds), error=self.error, status=self.status, message="; ".join(filter(None, parts)),
+            source=source(self.ran) if self.ran else "", revision=revision(),
             date=datetime.now(UTC).isoformat(timespec="seconds"),
         )  # fmt: skip
         return [
@@ -270,6 +314,7 @@ class Trial:
     def close(self) -> None:
         runner, self.runner, self.checked = self.runner, None, None
         if runner is not None:
+            self.told = self.tell(runner)
             runner.close()
 
     def _check(self, problem: Problem, y: np.ndarray, h: np.ndarray) -> bool:
@@ -277,14 +322,13 @@ class Trial:
         if self.checked and np.array_equal(y, self.checked[0]) and np.array_equal(h, self.checked[1]):
             return True
         error = problem.error(y, h)
-        bound = getattr(registry.find(self.method), "bound", BOUND)
         if self.error is None or not error <= self.error:
             self.error = error
-        if error <= bound:
+        if error <= BOUND:
             self.checked = (y.copy(), h.copy())  # copies, lest a runner hands out its own buffers
             return True
         self.status, self.rounds = "inaccurate", 0
-        self.message = f"relative error {error:.2g}, over the bound of {bound:.0e}"
+        self.message = f"relative error {error:.2g}, over the bound of {BOUND:.0e}"
         return False
 
     def _settle(self, problem: Problem) -> None:
@@ -299,11 +343,22 @@ class Trial:
 
     def _warm_up(self, problem: Problem, call_s: float) -> float:
         """Call for a sample's length, or until all threads surely have a core; the shortest call of all, in seconds."""
-        end = time.perf_counter() + (SAMPLE_S if workers(self.options) == 1 else SETTLE_S) - call_s
+        end = time.perf_counter() + (self.least_s if workers(self.options) == 1 else SETTLE_S) - call_s
         while time.perf_counter() < end:
             call_s = min(call_s, self.runner.timed(problem.x)[0])
         self.shortest = call_s
         return call_s
+
+
+def numbers(info: Mapping[str, Any]) -> str:
+    """The numbers that a runner tells, and those in mappings among it, as in `iterations=4 error=2e-07 solve=0.011`."""
+    said = []
+    for name, value in info.items():
+        if isinstance(value, Mapping):
+            said.append(numbers(value))
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            said.append(f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}")
+    return " ".join(said)
 
 
 @contextmanager

@@ -26,9 +26,7 @@ from rnnpar.study.cluster import ClusterError, Worker
 TINY = dict(
     experiment="tiny",
     grids=[{"H": [4, 8], "T": [2], "B": [1, 3]}],
-    workloads=[],
     methods=["serial/naive", "serial/hoisted"],
-    threads=None,
     samples=3,
     budget_s=0.01,
     limit_s=1.0,

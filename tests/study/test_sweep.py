@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -10,20 +11,20 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from rnnpar import machine, peaks, registry
 from rnnpar.study import corpus, figures, measure, notebooks, store, sweep
+from rnnpar.study.cores import FEW
 from rnnpar.study.measure import Point
 
 TINY = dict(
     experiment="tiny",
     grids=[{"H": [4, 8], "T": [2], "B": [1, 3]}],
-    workloads=[],
     methods=["serial/naive", "serial/hoisted"],
-    threads=None,
     samples=3,
     budget_s=0.01,
     limit_s=1.0,
@@ -55,33 +56,49 @@ def write(path: Path, content) -> Path:
 # --- profiles
 
 
-@pytest.mark.parametrize("name", ["ci", "quick", "full"])
-def test_the_profiles_are_in_order(name):
-    profile = sweep.load_profile(name)
-    assert set(profile) == set(sweep.KEYS)
-    assert sweep.plan(profile | {"methods": ["serial/naive"]})
+@pytest.mark.parametrize("name", [path.stem for path in sweep.PROFILES.glob("*.yaml")])
+def test_the_profiles_are_in_order(name, monkeypatch):
+    monkeypatch.setattr(sweep, "why_not", lambda method: "")
+    monkeypatch.setattr(sweep, "options_of", lambda method, threads, ranks: [{"threads": 1}])
+    for experiment in sweep.load_profile(name):
+        assert set(experiment) == set(sweep.KEYS)
+        planned = sweep.plan(experiment)
+        assert planned
+        for point, cases in planned.items():
+            assert "in_time/deer" not in dict(cases) or point.H <= 256  # a map costs H^3 a step
+
+
+def test_full_holds_all_of_a_machine_and_quick_some_of_each():
+    names = [[one["experiment"] for one in sweep.load_profile(name)] for name in ("full", "quick")]
+    assert names == [["sweep", "mpi", "in_time", "peers"]] * 2
+    assert sweep.load_profile("full")[1:] == [sweep.load_profile(name)[0] for name in ("mpi", "in_time", "peers")]
 
 
 def test_what_the_quick_profile_covers():
-    profile = sweep.load_profile("quick")
+    profile = sweep.load_profile("quick")[0]
     points = [point for grid in profile["grids"] for point in sweep.expand(grid)]
     square = {(p.H, p.T, p.B) for p in points if p.layers == 1 and p.H == p.I == p.O}
     assert {(2**k, 128, 1) for k in range(4, 12)} <= square
     assert {(128, 1, 1), (128, 2048, 1)} <= square
     assert {(256, 32, 2**k) for k in range(8)} <= square
     assert any(point.layers > 1 for point in points)
-    assert set(profile["workloads"]) >= {"origin-large", "origin-small", "kjv-h128", "kjv-h512", "kjv-2x256"}
+    assert {p.workload for p in points} >= {"origin-large", "origin-small", "kjv-h128", "kjv-h512", "kjv-2x256"}
 
 
 def test_overrides_take_the_place_of_keys(tmp_path):
-    profile = sweep.load_profile("ci", write(tmp_path / "my.yaml", {"samples": 2, "grids": []}))
+    [profile] = sweep.load_profile("ci", write(tmp_path / "my.yaml", {"samples": 2, "grids": []}))
     assert (profile["samples"], profile["grids"], profile["experiment"]) == (2, [], "ci")
+    assert sweep.load_profile("ci", experiment="mine")[0]["experiment"] == "mine"
+    assert {one["samples"] for one in sweep.load_profile("quick", tmp_path / "my.yaml")} == {2}
+    with pytest.raises(sweep.ProfileError, match="the profile 'quick' has sweep, mpi, in_time, peers"):
+        sweep.load_profile("quick", experiment="mine")
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"sampels": 3}, r"my.yaml: unknown key 'sampels' .did you mean 'samples'..; the keys are: experiment, grids"),
+        ({"sampels": 3}, r"my.yaml: unknown key 'sampels': did you mean samples\?"),
+        ({"colour": 3}, "unknown key 'colour'; the keys are: experiment, grids"),
         ({"grids": [{"H": [1], "T": [1], "b": [1]}]}, "grid 1: unknown key 'b'"),
         ({"grids": [{"H": [1], "T": [1]}]}, "grid 1 lacks B"),
         ({"grids": [{"H": [0], "T": [1], "B": 1}]}, "grid 1: H has 0; it must be a whole number of at least 1"),
@@ -91,7 +108,17 @@ def test_overrides_take_the_place_of_keys(tmp_path):
         ({"grids": {"H": [1]}}, "grids is .* it must be a list"),
         ({"methods": ["serial/fast"]}, "unknown method 'serial/fast'; the methods are: auto, serial/naive"),
         ({"methods": "serial/naive"}, "methods is 'serial/naive'; it must be 'all' or a list"),
-        ({"workloads": ["origin"]}, "unknown workload 'origin'; there are: random, origin-large"),
+        ({"grids": [{"workload": "origin"}]}, "grid 1: unknown workload 'origin'; there are: random, radius-0.9 and"),
+        ({"grids": [{"workload": "origin-large", "H": 4}]}, "grid 1: origin-large has its own H; only T and B"),
+        ({"grids": [{"workload": "radius-0.9", "T": 4, "B": 1}]}, "grid 1 lacks H"),
+        ({"grids": [{"workload": "radius-0.9", "H": 4, "T": 4, "B": 1, "layers": 2}]}, "radius-0.9 has one layer"),
+        ({"grids": [{"H": 1, "T": 1, "B": 1, "methods": ["mpi/row"]}]}, "grid 1: methods: unknown method 'mpi/row'"),
+        ({"ranks": 2}, "ranks is 2; it must be null or a list"),
+        ({"timing": "burst"}, "timing is 'burst'; it must be one of calls, bursts"),
+        ({"probes": ["scans"]}, "probes has 'scans'; there are scan, messages"),
+        ({"probes": ["messages"]}, "the probe messages needs ranks"),
+        ({"needs": ["serial/fast"]}, "needs: unknown method 'serial/fast'"),
+        ({"again": -1}, "again is -1"),
         ({"samples": 0}, "samples is 0"),
         ({"budget_s": "1s"}, "budget_s is '1s'"),
         ({"limit_s": -1}, "limit_s is -1"),
@@ -114,7 +141,7 @@ def test_a_profile_that_cannot_be_used(tmp_path, capsys, change, said):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--profile", "fast"], "no profile 'fast'; there are ci, full, quick"),
+        (["--profile", "fast"], "no profile 'fast'; there are ci, full, in_time, mpi, peers, quick"),
         (["--parameters", "missing.yaml"], "cannot read missing.yaml: No such file"),
         (["--parameters", __file__], "is no YAML"),
     ],
@@ -131,23 +158,33 @@ def test_a_grid_is_every_combination():
     points = sweep.expand({"H": [4, 8], "I": ["H", 2], "O": 3, "T": [1], "B": [1]})
     assert points == [Point("random", H, I, 3, 1, 1) for H in (4, 8) for I in (H, 2)]
     assert sweep.expand({"H": 4, "T": 1, "B": 1, "layers": [2]}) == [Point("random", 4, 4, 4, 1, 1, 2)]
+    radii = {"workload": ["radius-0.5", "radius-2"], "H": 4, "O": 3, "T": 9, "B": 1}
+    assert sweep.expand(radii) == [Point(f"radius-{radius}", 4, 4, 3, 9, 1) for radius in ("0.5", "2")]
+    assert sweep.expand({"workload": "origin-large"}) == [Point("origin-large", 50, 50, 8000, 15, 1)]
+    assert [(p.T, p.B) for p in sweep.expand({"workload": "kjv-h128"})] == [(1000, 1), (1000, 8)]
+    assert [(p.T, p.B) for p in sweep.expand({"workload": "kjv-h128", "T": 7, "B": [2, 3]})] == [(7, 2), (7, 3)]
 
 
 @pytest.mark.parametrize(
     ("threads", "cores", "counts"),
-    [(None, 6, [6]), ("each", 6, [1, 2, 4, 6]), ("each", 1, [1]), ([1, 2, 64], 6, [1, 2]), ([64], 6, [6])],
+    [(None, 6, [6]), ("each", 6, [1, 2, 4, 6]), ("each", 1, [1]), ([1, 2, 64], 6, [1, 2]), ([64], 6, [6]), ([1, "cores"], 6, [1, 6])],
 )
 def test_numbers_of_threads(monkeypatch, threads, cores, counts):
     monkeypatch.setattr(machine, "cores_allowed", lambda: cores)
     assert sweep.thread_counts(threads) == counts
 
 
-def test_methods_without_threads_are_measured_once(monkeypatch):
+def test_a_method_is_measured_with_the_options_that_it_takes(monkeypatch):
     monkeypatch.setattr(machine, "cores_allowed", lambda: 2)
-    monkeypatch.setattr(sweep, "_takes_threads", lambda name: name == "serial/hoisted")
-    grids = [{"H": 4, "T": 2, "B": 1}, {"H": 4, "T": 2, "B": 1, "threads": "each"}]
-    [(_, cases)] = sweep.plan(TINY | {"grids": grids}).items()
-    assert cases == [("serial/naive", {}), ("serial/hoisted", {"threads": 2}), ("serial/hoisted", {"threads": 1})]
+    grids = [{"H": 4, "T": 2, "B": 1}, {"H": 4, "T": 2, "B": 1, "threads": "each"},
+             {"H": 4, "T": 2, "B": 1, "methods": ["auto"]}]  # fmt: skip
+    [(_, cases)] = sweep.plan(TINY | {"grids": grids, "methods": ["serial/naive", "threads/rows"]}).items()
+    two = ("threads/rows", {"threads": 2})
+    assert cases == [("serial/naive", {}), two, ("threads/rows", {"threads": 1}), ("auto", {"threads": 2})]
+    taking = SimpleNamespace(options=lambda: {"ranks": None, "threads": 1})
+    monkeypatch.setattr(registry, "find", lambda name: taking)
+    assert sweep.options_of("mpi/rows", "each", [1, 4]) == [{"ranks": 1}, {"ranks": 4}]
+    assert sweep.options_of("mpi/rows", None, None) == [{"ranks": 2}]
 
 
 def test_all_methods_are_those_that_can_run_here(monkeypatch):
@@ -174,7 +211,7 @@ def each_point_once(experiment="tiny", points=8) -> None:
 
 def test_a_sweep_measures_each_point_once(capsys, monkeypatch):
     assert not sweep.finished("tiny")
-    sweep.run(**TINY)
+    sweep.run([TINY])
     assert "8 points to measure, 0 stored already" in capsys.readouterr().out
     each_point_once()
     assert sweep.finished("tiny")
@@ -182,18 +219,18 @@ def test_a_sweep_measures_each_point_once(capsys, monkeypatch):
     files = {file: file.read_bytes() for file in store.results_folder().iterdir() if file.is_file()}
     monkeypatch.setattr(machine, "describe", lambda: {"cpu": "another day's"})
     monkeypatch.setattr(store, "update_machine", lambda *_: pytest.fail("nothing was measured"))
-    sweep.run(**TINY)
+    sweep.run([TINY])
     assert {file: file.read_bytes() for file in files} == files  # what was measured keeps its date, and its machine
     assert "0 points to measure, 8 stored already" in capsys.readouterr().out
     each_point_once()
-    assert sweep.summary("tiny").to_dict() == {"ok": {"serial/hoisted": 4, "serial/naive": 4}}
+    assert sweep.summary(["tiny"]).to_dict() == {"ok": {"serial/hoisted": 4, "serial/naive": 4}}
 
 
 def test_what_changed_is_measured_again(monkeypatch, capsys):
-    sweep.run(**TINY)
+    sweep.run([TINY])
     real, changed = measure.source, "serial/hoisted"
     monkeypatch.setattr(measure, "source", lambda method: "new" if method == changed else real(method))
-    sweep.run(**TINY)
+    sweep.run([TINY])
     assert "4 points to measure, 4 stored already" in capsys.readouterr().out
     frame = store.load("tiny")
     assert set(frame[frame["source"] == "new"]["method"]) == {changed}
@@ -206,20 +243,73 @@ def test_what_cannot_run_is_tried_again_and_kept_once(monkeypatch, capsys):
         raise registry.Unavailable("needs a GPU")
 
     monkeypatch.setattr(measure, "prepare", unavailable)
-    sweep.run(**TINY)
-    sweep.run(**TINY)
+    sweep.run([TINY])
+    sweep.run([TINY])
     each_point_once()
     assert set(store.load("tiny")["status"]) == {"unsupported"}
     monkeypatch.undo()
 
 
+def test_what_an_experiment_needs_and_what_is_absent_is_said(monkeypatch, capsys):
+    monkeypatch.setattr(sweep, "why_not", lambda name: "needs more" if name.startswith("peers/") else "")
+    methods = TINY["methods"] + ["peers/torch"]
+    names = sweep.run([TINY | {"needs": ["peers/torch"], "experiment": "without"}, TINY | {"methods": methods}])
+    assert names == [machine.name()]
+    printed = capsys.readouterr().out
+    assert "without is left out: peers/torch needs more" in printed
+    assert "tiny without peers/torch: it needs more" in printed
+    assert (sweep.finished("without"), sweep.finished("tiny")) == (False, True)
+    each_point_once()
+
+
+def test_probes_are_asked_whether_they_are_due(monkeypatch, capsys):
+    ran = []
+    probe = SimpleNamespace(due=lambda experiment, stored: len(ran) < 2, run=lambda experiment: ran.append(1) or [])
+    monkeypatch.setitem(sweep.PROBES, "scan", probe)
+    for _ in range(3):
+        sweep.run([TINY | {"probes": ["scan"], "grids": []}])
+    assert len(ran) == 2
+    assert re.findall(r"tiny on .*: (\d) points", capsys.readouterr().out) == ["1", "1", "0"]
+
+
+def test_what_auto_ran_is_measured_again_where_it_would_now_choose_otherwise(monkeypatch):
+    choice = ["serial/compiled"]
+    monkeypatch.setattr(sweep.model, "fastest", lambda *_, **__: choice[0])
+    monkeypatch.setattr(measure, "source", {"serial/compiled": "a", "serial/naive": "a"}.get)
+    point, options = Point("random", 4, 4, 4, 2, 1), {"threads": 1}
+    planned = {point: [("auto", options)]}
+    row = SimpleNamespace(status="ok", message="serial/compiled; told", source="a")
+    stored = {measure.key(point, "auto", 1): [row]}
+    assert sweep.remaining(planned, {}) == planned
+    assert sweep.remaining(planned, stored) == {}
+    row.source = "b"
+    assert sweep.remaining(planned, stored) == planned
+    row.source, choice[0] = "a", "serial/naive"
+    assert sweep.remaining(planned, stored) == planned
+
+
+def test_only_disturbed_shapes_are_measured_again_and_last(monkeypatch):
+    """Whether the cores were whole decides, never the times."""
+    measured, real = [], measure.measure_group
+
+    def measure_group(point, *arguments):
+        measured.append(point)
+        said = FEW if measured in ([point], [point] * 2) or len(measured) == 5 else ""  # the 1st, and once more
+        return [dataclasses.replace(row, message=said) for row in real(point, *arguments)]
+
+    monkeypatch.setattr(measure, "measure_group", measure_group)
+    sweep.run([TINY | {"again": 2}])
+    assert len(set(measured[:4])) == 4
+    assert measured[4:] == [measured[0]] * 2
+
+
 def test_a_corrupt_file_stops_a_sweep_before_it_measures(monkeypatch):
-    sweep.run(**TINY)
+    sweep.run([TINY])
     file = store.results_folder() / "tiny.csv"
     file.write_text(file.read_text().replace(",steady,", ",stedy,", 1))
     monkeypatch.setattr(measure, "measure_group", None)
     with pytest.raises(store.ResultsError, match="'stedy' as kind"):
-        sweep.run(**TINY)
+        sweep.run([TINY])
 
 
 SLOW = """
@@ -240,7 +330,7 @@ def unless_unavailable(net, method, **options):
         raise registry.Unavailable("needs a GPU")
     return prepare(net, method, **options)
 measure.prepare = unless_unavailable
-sweep.run(**eval(sys.argv[1]))
+sweep.run([eval(sys.argv[1])])
 """
 
 
@@ -268,7 +358,7 @@ def test_two_sweeps_store_once_what_cannot_run(data):
     sweeps = [start(TINY, unavailable="serial/naive") for _ in range(2)]
     assert [sweeping.communicate(timeout=60) and sweeping.returncode for sweeping in sweeps] == [0, 0]
     each_point_once()
-    assert sweep.summary("tiny").to_dict() == {
+    assert sweep.summary(["tiny"]).to_dict() == {
         "ok": {"serial/hoisted": 4, "serial/naive": 0},
         "unsupported": {"serial/hoisted": 0, "serial/naive": 4},
     }
@@ -280,7 +370,7 @@ def test_a_sweep_measures_what_another_was_at_when_it_was_killed(data, capsys):
         assert other.poll() is None
     killer = threading.Timer(0.5, other.kill)
     killer.start()
-    sweep.run(**TINY)
+    sweep.run([TINY])
     assert not killer.is_alive()  # it waited for its turn as long as the other lived
     other.communicate()
     each_point_once()
@@ -302,7 +392,7 @@ def test_a_killed_sweep_continues(data, capsys):
     assert not sweep.finished("tiny")
     with file.open("ab") as end:  # and the kill fell into a write
         end.write(file.read_bytes().splitlines(keepends=True)[1][:-7])
-    sweep.run(**profile)
+    sweep.run([profile])
     printed = capsys.readouterr()
     assert f"{40 - stored} points to measure, {stored} stored already" in printed.out
     assert "left incomplete" in printed.err
@@ -346,7 +436,7 @@ def test_each_sweep_has_a_notebook_of_its_own_until_it_is_done(tmp_path, monkeyp
         target.write_text("executed")
 
     monkeypatch.setattr(notebooks, "execute", execute)
-    sweep.execute({"experiment": "tiny"}, tmp_path / "tiny.ipynb")
+    sweep.execute([{"experiment": "tiny"}], tmp_path / "tiny.ipynb")
     assert used == [tmp_path / f"tiny-{os.getpid()}.ipynb"]
     assert sorted(os.listdir(tmp_path)) == ["data", "tiny.ipynb"]
 
@@ -393,10 +483,10 @@ def test_figures_measure_once(monkeypatch, tmp_path, data):
     monkeypatch.setattr(figures, "chapters", lambda: [])
     monkeypatch.setenv("RNNPAR_FIGURES", "")
 
-    def execute(profile, target):
+    def execute(experiments, target):
         assert os.environ["RNNPAR_DATA"] == str(tmp_path / "apart" / "data")
         swept.append(target)
-        sweep.run(**TINY | {"experiment": profile["experiment"]})
+        sweep.run([TINY | {"experiment": experiments[0]["experiment"]}])
 
     monkeypatch.setattr(sweep, "execute", execute)
     for _ in range(2):
@@ -419,7 +509,7 @@ def test_all_leaves_the_gpus_methods_to_check_gpu(monkeypatch) -> None:
     from tests import fake_gpu
 
     fake_gpu.install(setting=monkeypatch.setattr)
-    profile = sweep.load_profile("ci") | {"methods": "all"}
+    profile = sweep.load_profile("ci")[0] | {"methods": "all"}
     planned = {name for cases in sweep.plan(profile).values() for name, _ in cases}
     assert "serial/compiled" in planned
     assert not {name for name in planned if name.startswith(("numba_cuda/", "cupy_gpu/", "peers/"))}
