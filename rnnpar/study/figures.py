@@ -100,6 +100,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _figures(options: argparse.Namespace) -> int:
     parameters = {name: yaml.safe_load(value) for name, value in options.p}
     sources = _chosen(options.only.split(",") if options.only else [])
+    for source in sources:  # better known before anything is measured
+        notebooks.check_parameters(source, parameters)
     # What the profile ci measures, under a scratch folder alone, stands for the sweep.
     experiments = sweep.load_profile(options.profile, experiment=EXPERIMENT if options.profile == "ci" else "")
     to = options.to or options.scratch

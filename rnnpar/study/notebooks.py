@@ -59,7 +59,7 @@ def execute(
     and progress. NotebookError, also for parameters that the notebook does not have, before anything runs.
     """
     source, target = Path(source).resolve(), Path(target).resolve()
-    _check_parameters(source, parameters)
+    check_parameters(source, parameters)
     running, failed = target.with_suffix(".running.ipynb"), target.with_suffix(".failed.ipynb")
     for variable in ("RNNPAR_DATA", "RNNPAR_FIGURES"):  # the kernel works in the notebook's folder, not in ours
         if os.environ.get(variable):
@@ -78,7 +78,8 @@ def execute(
             running.unlink()
 
 
-def _check_parameters(source: Path, parameters: Mapping[str, Any]) -> None:
+def check_parameters(source: Path, parameters: Mapping[str, Any]) -> None:
+    """NotebookError unless the notebook is there and has all of these parameters."""
     if not source.is_file():
         raise NotebookError(f"{source}: no such notebook")
     try:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from rnnpar import machine, peaks
-from rnnpar.study import in_time, measure, peers, results
+from rnnpar.study import measure, peers, results, scan_probe
 from rnnpar.study.cores import FEW, SHARED, SIZE, Cores, count, usual_meeting, usual_seconds
 from rnnpar.study.measure import Point
 
@@ -119,8 +119,8 @@ def test_a_method_that_fails_in_a_round_set_aside_stays_failed(cores, monkeypatc
     cores.answers[:] = [False] * 100
     real = measure.Trial.sample
 
-    def fails(self, problem, apart=False):
-        real(self, problem, apart)
+    def fails(self, problem):
+        real(self, problem)
         if self.method == "serial/naive":
             self.fail(RuntimeError("lost"))
 
@@ -132,19 +132,17 @@ def test_a_method_that_fails_in_a_round_set_aside_stays_failed(cores, monkeypatc
 
 def test_the_scans_rounds_are_taken_again(cores):
     cores.answers[:] = [True, False]
-    rows = in_time.measure_scans(rounds=3, T=256, H=8)
+    rows = scan_probe.measure_scans(rounds=3, T=256, H=8)
     assert {row.samples for row in rows} == {3}
-    assert {row.message for row in rows} == {f"segments={in_time.SCAN_S}; {SHARED}: 1 sample left out"}
+    assert {row.message for row in rows} == {f"segments={scan_probe.SEGMENTS}; {SHARED}: 1 sample left out"}
 
 
-def test_peers_rounds_are_taken_again_for_all(cores):
+def test_rounds_of_bursts_are_taken_again_for_all(cores):
     cores.answers[:] = [True, True, False]  # before each of two, and after the round
-    methods = ["serial/naive", "serial/hoisted"]
-    rows = peers.compare(POINT, methods, 1, 3, np.random.default_rng(0))
+    rows = measure.measure_group(POINT, METHODS, 3, 1.0, np.random.default_rng(0), 10.0, peers.Burst)
     assert {row.status for row in rows} == {"ok"}
     assert {row.samples for row in rows} == {1 + 3}
     assert {row.message.split("; ")[-1] for row in rows} == {f"{SHARED}: 1 sample left out"}
-    assert f"\n    {SHARED}: 1 sample left out" in peers.line(rows, methods, methods[0])
 
 
 def test_a_chapter_says_where_samples_on_shared_cores_count(cores):

@@ -1,4 +1,6 @@
-"""Chapter 07's experiments in small."""
+"""The experiment of the methods that are parallel in time, in small: what they tell is stored, refusals too."""
+
+from __future__ import annotations
 
 from types import SimpleNamespace
 
@@ -7,65 +9,59 @@ import pandas as pd
 import pytest
 
 from rnnpar import machine
-from rnnpar.study import in_time, measure, store
-from rnnpar.study.in_time import Point
+from rnnpar.study import corpus, measure, results, scan_probe, store
+from rnnpar.study.measure import Point
+
+OURS = results.methods_of("in_time")
 
 
 @pytest.fixture(scope="module")
-def frame(tmp_path_factory):
-    """Real rows of a few small points, one of them refused, stored and read back."""
+def runs(tmp_path_factory) -> pd.DataFrame:
+    """Real measurements of a few small points, one of them refused, stored and read back."""
     alone, cores = {"threads": 1}, {"threads": machine.cores_allowed()}
-    ours = [(name, alone) for name in in_time.OURS]  # where tests run side by side, threads that meet wait for long
-    both = [*ours, ("in_time/segments", cores), ("in_time/deer", cores)]
+    ours = [(name, alone) for name in OURS]  # where tests run side by side, threads that meet wait for long
     chains = [("serial/compiled", {}), ("threads/rows", cores)]
     todo = [(Point(f"radius-{radius}", 32, 16, 10, 300, 1), ours) for radius in (0.5, 0.9, 3.0)]
-    todo += [(Point("random", 32, 32, 32, T, 1), chains + methods) for T, methods in ((64, ours), (256, both))]
+    todo += [(Point("random", 32, 32, 32, 256, 1), [*chains, *ours, ("in_time/deer", cores)])]
     todo += [(Point("kjv-h128", 128, 64, 64, 100, 1), chains + ours[:2])]
     with pytest.MonkeyPatch.context() as patch:
-        real = in_time.corpus.data_folder()
+        real = corpus.data_folder()
         folder = tmp_path_factory.mktemp("data")
         for name in ("models", "text"):
             (folder / name).symlink_to(real / name)
         patch.setenv("RNNPAR_DATA", str(folder))
         patch.setattr(measure, "cores", lambda: SimpleNamespace(whole=lambda: True))
         for point, methods in todo:
-            store.append(in_time.measure_case(point, methods, 2, np.random.default_rng(0)), in_time.EXPERIMENT)
-        store.append(in_time.measure_scans(2, T=400), in_time.EXPERIMENT)
-        found = store.load(in_time.EXPERIMENT)
-    said = pd.DataFrame([in_time.told(message) for message in found["message"]], index=found.index)
-    return found.join(said[["iterations", "exponent"]])
+            rows = measure.measure_group(point, methods, 2, 0.5, np.random.default_rng(0))
+            store.append(rows, "in_time")
+        store.append(scan_probe.measure_scans(2, T=400), "in_time")
+        return results.numbers(results.load(experiment="in_time"))
 
 
-def test_every_row_was_checked_and_says_how_it_went(frame):
-    assert set(frame["status"]) == {"ok", "error"}
-    lost = frame[frame["status"] == "error"]
+def test_every_measurement_was_checked_and_says_how_it_went(runs):
+    assert set(runs["status"]) == {"ok", "error"}
+    lost = runs[runs["status"] == "error"]
     assert set(lost["workload"]) == {"radius-3.0"}
-    assert (lost["exponent"] > 0).all()
-    ours = frame[(frame["status"] == "ok") & frame["method"].isin(in_time.OURS)]
+    ours = runs[(runs["status"] == "ok") & runs["method"].isin(OURS)]
     assert (ours["error"] <= measure.BOUND).all()
     assert (ours["iterations"] >= 1).all()
     assert (ours["exponent"] < 0).all()
+    assert (ours["solve"] > 0).all()
 
 
-def test_a_message_is_read_back():
-    info = dict(iterations=4, evaluations=5.0, exponent=-0.25, error=2e-7, window=64, bytes=1000,
-                seconds=dict(solve=1e-3, check=2e-4))  # fmt: skip
-    told = in_time.told(in_time.says(info))
-    assert told["iterations"] == 4
-    assert told["exponent"] == -0.25
-    assert told["error"] == 2e-7
-    assert told["solve"] == 1e-3
-    refused = "NotConverged: deer did not converge after 100 iterations, residual 2: errors may have grown to 10 (the "
-    told = in_time.told(refused + "estimated largest Lyapunov exponent is 0.066 a step); a shorter sequence would do")
-    assert told == {"iterations": 100, "exponent": 0.066}
-    assert in_time.says({}) == ""
+def test_the_scans_are_measured_beside(runs):
+    scans = runs[runs["workload"] == "scan"]
+    assert set(scans["method"]) == set(scan_probe.SCANS)
+    assert (scans["error"] < measure.BOUND).all()
 
 
-def test_every_case_is_within_what_may_be_tried():
-    for quick in (False, True):
-        todo = in_time.cases(quick)
-        assert len({point for point, _ in todo}) == len(todo)
-        for point, methods in todo:
-            names = [(name, tuple(options.items())) for name, options in methods]
-            assert len(set(names)) == len(names)
-            assert point.H <= in_time.LARGEST_DEER or "in_time/deer" not in dict(methods)
+def test_what_a_runner_tells_is_read_back():
+    info = dict(iterations=4, exponent=-0.25, error=2e-7, exchange="window", seconds=dict(solve=1e-3, check=2e-4))
+    assert measure.numbers(info) == "iterations=4 exponent=-0.25 error=2e-07 solve=0.001 check=0.0002"
+    assert measure.numbers({}) == ""
+
+
+@pytest.mark.parametrize("radius", [0.5, 2.0])
+def test_a_network_of_a_spectral_radius(radius):
+    net = measure.of_radius(radius, 32, 16, 10)
+    assert np.abs(np.linalg.eigvals(net.layers[0].W.astype(float))).max() == pytest.approx(radius, rel=1e-5)

@@ -22,6 +22,7 @@ class Fake:
     """A runner that answers rightly, in a time that the test chooses, or as its `spoil` says."""
 
     log: list[tuple[str, int]] = []  # noqa: RUF012
+    info: dict[str, float] = {}  # noqa: RUF012
 
     def __init__(self, net, method, seconds=1.0, spoil=lambda call, y, h: None):
         self.net, self.method, self.seconds, self.spoil = net, method, seconds, spoil

@@ -167,7 +167,14 @@ def test_a_grid_is_every_combination():
 
 @pytest.mark.parametrize(
     ("threads", "cores", "counts"),
-    [(None, 6, [6]), ("each", 6, [1, 2, 4, 6]), ("each", 1, [1]), ([1, 2, 64], 6, [1, 2]), ([64], 6, [6]), ([1, "cores"], 6, [1, 6])],
+    [
+        (None, 6, [6]),
+        ("each", 6, [1, 2, 4, 6]),
+        ("each", 1, [1]),
+        ([1, 2, 64], 6, [1, 2]),
+        ([64], 6, [6]),
+        ([1, "cores"], 6, [1, 6]),
+    ],
 )
 def test_numbers_of_threads(monkeypatch, threads, cores, counts):
     monkeypatch.setattr(machine, "cores_allowed", lambda: cores)
@@ -461,18 +468,19 @@ def chapter(folder: Path, name: str, code: str) -> None:
     (folder / name).write_text(notebooks.canonical(notebook))
 
 
-def test_chapters_are_drawn_in_order_and_a_failure_does_not_stop_the_others(tmp_path, capsys):
+def test_chapters_are_drawn_in_order_and_a_failure_does_not_stop_the_others(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("RNNPAR_MACHINE", "")
     chapter(tmp_path, "01_bad.ipynb", "raise ValueError('no')")
     chapter(tmp_path, "00_good.ipynb", "")
     chapter(tmp_path, "explore.ipynb", "")
     sources = figures.chapters(tmp_path)
     assert [source.name for source in sources] == ["00_good.ipynb", "01_bad.ipynb"]
-    [failure] = figures.draw(sources, tmp_path / "rendered")
+    [failure] = figures.draw(sources, "a-machine", tmp_path / "rendered", {})
     assert failure.startswith("01_bad.ipynb: cell [1] failed: ValueError: no (kept as ")
     printed = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in printed] == [["00_good", "drawn"], ["01_bad", "FAILED"]]
     assert all(line.endswith(" s") for line in printed)
-    assert f"drawn for {machine.name()}" in (tmp_path / "rendered" / "00_good.ipynb").read_text()
+    assert "drawn for a-machine" in (tmp_path / "rendered" / "00_good.ipynb").read_text()
     assert sorted(os.listdir(tmp_path / "rendered")) == ["00_good.ipynb", "01_bad.failed.ipynb"]
 
 
@@ -481,7 +489,8 @@ def test_figures_measure_once(monkeypatch, tmp_path, data):
         (data / folder).mkdir(parents=True)
     swept = []
     monkeypatch.setattr(figures, "chapters", lambda: [])
-    monkeypatch.setenv("RNNPAR_FIGURES", "")
+    for variable in ("RNNPAR_FIGURES", "RNNPAR_MACHINE"):
+        monkeypatch.setenv(variable, "")
 
     def execute(experiments, target):
         assert os.environ["RNNPAR_DATA"] == str(tmp_path / "apart" / "data")
@@ -496,6 +505,26 @@ def test_figures_measure_once(monkeypatch, tmp_path, data):
     assert sorted(os.listdir(tmp_path / "apart" / "data")) == ["models", "results", "text"]
     assert sorted(os.listdir(tmp_path / "apart/data/results")) == sorted(["elsewhere", machine.name()])
     assert os.listdir(data / "results" / machine.name()) == []  # the real results are untouched
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--machine", "nobody"], "no results of 'nobody'"),
+        (["--only", "02", "-p", "T", "3"], "name a folder with --to"),
+        (["--only", "77", "--to", "x"], "no chapter 77; there are 00, 01"),
+        (["--only", "02", "-p", "colour", "3", "--to", "x"], "02_serial.ipynb has no parameter colour"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said_before_anything_is_measured(arguments, said, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RNNPAR_FIGURES", "")
+    monkeypatch.setattr(sweep, "execute", lambda *_: pytest.fail("it measured"))
+    try:
+        assert figures.main(arguments) == 1
+    except SystemExit as stopped:
+        assert stopped.code == 2
+    assert said in capsys.readouterr().err
 
 
 def test_the_ci_profile_needs_a_place_apart(capsys):
