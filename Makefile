@@ -62,7 +62,7 @@ cluster: $(READY)  ## start a Dask cluster of this machine alone, to try the swe
 	$(RUN) -m rnnpar.study.cluster
 
 peers: $(READY)  ## measure what a user would pick instead (PyTorch, ONNX Runtime, OpenVINO, JAX) beside ours
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[study,dev,mpi,cluster,peers]'
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[study,dev,mpi,cluster,site,peers]'
 	$(RUN) -m rnnpar.study.sweep --profile peers
 
 in-time: $(READY)  ## measure the methods that are parallel in time, for chapter 07 (two minutes)
@@ -82,7 +82,6 @@ lab: $(READY)  ## open the notebooks in JupyterLab
 	JUPYTER_PREFER_ENV_PATH=1 $(RUN) -m jupyterlab $(LAB_OPTIONS) $(firstword $(wildcard notebooks/00*.ipynb) notebooks)
 
 html: $(READY)  ## the executed chapters as one site, in build/html: open index.html, no network needed
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[study,dev,site]'
 	rm -rf build/html build/doctrees
 	$(if $(MACHINE),RNNPAR_MACHINE='$(MACHINE)') $(RUN) -m sphinx -n -W -q -d build/doctrees notebooks build/html
 	@echo "build/html/index.html opens in any browser, with no network"
@@ -106,5 +105,5 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	  "rnnpar needs Python 3.11 or newer; $(PYTHON) is " + sys.version.split()[0])'
 	@[ -x .venv/bin/python ] || $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 	@echo "installing what constraints.txt pins into .venv (about 1.3 GB)"
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[study,dev,mpi,cluster]'
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[study,dev,mpi,cluster,site]'
 	@touch $@

@@ -1,7 +1,8 @@
 """The predicted time of each strategy of `mpi` on ranks: the alpha-beta model on top of the machine's model.
 
 A message of n bytes takes alpha + beta n seconds (Hockney's model); alpha and beta are measured by ping-pong
-(rnnpar/study/messages_probe.py), or assumed for a network that is not at hand. What a rank computes is predicted as for threads.
+(rnnpar/study/messages_probe.py), or assumed for a network that is not at hand. What a rank computes is predicted as for
+threads.
 """
 
 from __future__ import annotations

@@ -110,8 +110,9 @@ def _figures(options: argparse.Namespace) -> int:
     if to:
         os.environ["RNNPAR_FIGURES"] = str(to.resolve() / "figures")
     name = options.machine or machine.name()
-    if name != machine.name():  # only what it has measured: the rest would be another's
-        sources = [source for source in sources if store.has(NEEDS.get(source.name[:2], EXPERIMENT), name)]
+    if name != machine.name():
+        if not store.has(EXPERIMENT, name):  # a machine that has measured little has chapters of that alone
+            sources = [source for source in sources if store.has(NEEDS.get(source.name[:2], EXPERIMENT), name)]
     elif not sweep.finished(EXPERIMENT):
         print(f"measuring {name} with the profile {options.profile}", flush=True)
         sweep.execute(experiments, options.scratch and options.scratch / "sweep.ipynb")

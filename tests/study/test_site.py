@@ -15,8 +15,6 @@ from nbformat import v4 as form
 from rnnpar.study import notebooks
 from rnnpar.study.results import REFERENCE
 
-pytest.importorskip("myst_nb", reason="needs the extra `site`, which `make html` installs")
-
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:

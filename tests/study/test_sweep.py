@@ -507,6 +507,14 @@ def test_figures_measure_once(monkeypatch, tmp_path, data):
     assert os.listdir(data / "results" / machine.name()) == []  # the real results are untouched
 
 
+def status(arguments: list[str]) -> int:
+    """The exit status of the command, however it ends."""
+    try:
+        return figures.main(arguments)
+    except SystemExit as stopped:
+        return stopped.code
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -520,10 +528,7 @@ def test_what_cannot_be_drawn_is_said_before_anything_is_measured(arguments, sai
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RNNPAR_FIGURES", "")
     monkeypatch.setattr(sweep, "execute", lambda *_: pytest.fail("it measured"))
-    try:
-        assert figures.main(arguments) == 1
-    except SystemExit as stopped:
-        assert stopped.code == 2
+    assert status(arguments) in (1, 2)
     assert said in capsys.readouterr().err
 
 
