@@ -295,7 +295,10 @@ def lines(runs: pd.DataFrame, x: str, y: str = "us_per_step", by: str = "method"
 
     A line is broken where a size was tried and has no time, and the reason stands at the top. `baseline` names what
     y = 1 is. `looks` are those of what `by` holds, where that is not a method. Draws on a page of its own, or on `ax`.
+    Of a table that is not one of results, x, y and `by` are enough: all counts as measured, without intervals.
     """
+    plain = {"source": "measured", "status": "ok", f"{y}_low": np.nan, f"{y}_high": np.nan}
+    runs = runs.assign(**{name: value for name, value in plain.items() if name not in runs})
     ax = ax if ax is not None else panels(title or _title(x, y, baseline), about(runs, x), height=3.9)
     find = lambda name: (looks or {}).get(name) or look(name)  # noqa: E731
     good = runs.dropna(subset=y)

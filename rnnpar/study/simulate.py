@@ -28,13 +28,6 @@ from rnnpar.model_ranks import Link
 from rnnpar.study import results, store
 from rnnpar.work import Work
 
-GB = 1e9
-NETWORKS = {  # alpha, beta and busy as such networks usually give them from one MPI process to another
-    "shared memory": Link(0.5e-6, 1 / (8 * GB), 0.2e-6),
-    "InfiniBand, 400 Gb/s": Link(1.3e-6, 1 / (47 * GB), 0.3e-6),
-    "Ethernet, 400 Gb/s (RDMA)": Link(2.5e-6, 1 / (45 * GB), 0.4e-6),
-    "Ethernet, 25 Gb/s (TCP)": Link(15e-6, 1 / (2.9 * GB), 4e-6),
-}
 JITTER = 0.02  # standard deviation of a step's time over its mean
 STEPS = 48  # steps that are simulated; the rest go on in the same way
 
@@ -181,13 +174,13 @@ def simulated(costs: Model, found: Mapping[str, Any], method: str, work: Work, r
 def beside(runs: pd.DataFrame, name: str) -> pd.DataFrame:
     """The measurements of `mpi` with their `predicted` seconds beside them, and `simulated` from two ranks on.
 
-    Empty without the machine's peaks and messages.
+    Left out are those on numbers of ranks for which no messages were measured: all, without the machine's peaks.
     """
     costs, found = results.cost_model(name), messages(name)
     rows = runs[runs["method"].str.startswith("mpi/")].dropna(subset="seconds")
-    if costs is None or not found:
-        return rows.iloc[:0].assign(predicted=np.nan, simulated=np.nan)
+    known = {1, *map(int, found.get("exchange", ()))} & {*map(int, found.get("call", ()))}
+    rows = rows[rows["threads"].isin(known if costs else ())]
     cases = [(costs, found, row.method, results.work(row), int(row.threads)) for row in rows.itertuples()]
-    both = dict(predicted=[formula(*case) for case in cases],
-                simulated=[simulated(*case) if case[-1] > 1 else np.nan for case in cases])  # fmt: skip
-    return rows.assign(**both)
+    predicted = [formula(*case) for case in cases]
+    told = [simulated(*case) if case[-1] > 1 else np.nan for case in cases]
+    return rows.assign(predicted=np.array(predicted, float), simulated=np.array(told, float))

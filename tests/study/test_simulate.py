@@ -1,4 +1,4 @@
-"""Ranks: the simulation against the formula, what is read from measured messages, and chapter 06 on a stored set."""
+"""Ranks by simulation and by formula, and the measured ones beside them, on a machine whose costs are simple."""
 
 from __future__ import annotations
 
@@ -7,46 +7,36 @@ import json
 import numpy as np
 import pytest
 
-from rnnpar import machine, model_ranks, peaks
+from rnnpar import model_ranks, peaks
 from rnnpar.model import Model
 from rnnpar.model_ranks import Link
-from rnnpar.study import measure, messages_probe, results, simulate, store
+from rnnpar.study import results, simulate, store
 from rnnpar.work import Work
-from tests.chapters import outcomes, run
+from tests.study.test_results import row
 from tests.test_model import simple_peaks
 
 MODEL = Model(simple_peaks(), 32)
 WORK = Work(T=96, B=4, I=64, H=1024, O=64)
 FREE = Link(0.0, 0.0)
+SIZES = (64, 1024, 8192)
+MESSAGES = {  # a message takes 1 us and 1 ns a byte; an exchange in the window as many us as there are KB
+    "measured": "2026-01-31",
+    "call": {"1": 1e-6, "2": 1e-5, "4": 1e-4},
+    "messages": [[8, 1e-6], [262144, 1e-6 + (262144 - 8) * 1e-9]],
+    "exchange": {n: {kind: [[H, 1e-6 * H * slower / 256] for H in SIZES]
+                     for slower, kind in enumerate(("window", "messages", "allgather"), 1)} for n in ("2", "4")},
+}  # fmt: skip
 
 
-# --- Measuring messages ------------------------------------------------------------------------------------------
-
-
-def probes(monkeypatch) -> list[float]:
-    """What messages.exchange costs in each probe from now on: 1, 2, 3 ... seconds."""
-    asked: list[float] = []
-    monkeypatch.setattr(
-        messages_probe, "run_probe", lambda n: asked.append(len(asked) + 1.0) or {"exchange": [[64, asked[-1]]]}
-    )
-    return asked
-
-
-def test_a_probe_counts_where_the_cores_were_whole_before_and_after(monkeypatch, cores):
-    asked = probes(monkeypatch)
-    cores.answers += [False, True, True, False, False, False]  # a no before is not asked again after
-    assert messages_probe.typical_probe(2, 9) == {"exchange": [[64, 6.0]]}, "the median of the 2nd, 6th and 7th"
-    assert len(asked) == 7
-
-
-def test_all_probes_count_where_the_cores_never_were(monkeypatch, cores):
-    asked = probes(monkeypatch)
-    cores.answers += [False] * 100
-    assert messages_probe.typical_probe(2, 9) == {"exchange": [[64, 5.0]]}
-    assert len(asked) == 9
-
-
-# --- Simulation --------------------------------------------------------------------------------------------------
+@pytest.fixture
+def machine(tmp_path, monkeypatch) -> str:
+    """The name of a machine with simple peaks and the messages above."""
+    monkeypatch.setenv("RNNPAR_DATA", str(tmp_path))
+    folder = store.results_folder("a-machine")
+    folder.mkdir(parents=True)
+    (folder / "peaks.json").write_text(json.dumps(simple_peaks() | {"version": peaks.VERSION}))
+    (folder / "mpi.json").write_text(json.dumps(MESSAGES))
+    return "a-machine"
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 9, 16, 33, 100])
@@ -88,82 +78,46 @@ def test_an_idle_crowd_does_not_help():
     assert curve[4] == pytest.approx(curve[64])
 
 
-# --- What was measured -------------------------------------------------------------------------------------------
-
-MESSAGES = {
-    "measured": "2026-01-01", "library": "mpi4py 4", "source": "x",
-    "call": {"1": 1e-6, "2": 1e-5, "4": 1e-4},
-    "messages": [[8, 1e-6], [262144, 1e-6 + (262144 - 8) * 1e-9]],
-    "exchange": {n: {kind: [[64, t], [1024, 2 * t]] for kind, t in (("window", 1e-6), ("messages", 2e-6),
-                 ("allgather", 3e-6))} for n in ("2", "4")},
-}  # fmt: skip
-HALVED = {1: 1.0, 2: 0.5, 4: 0.6}
-SHAPES = {  # H, T, B, layers
-    "rows": ("threads/rows", [(64, 128, 1, 1), (1024, 128, 1, 1)]),
-    "batch": ("threads/batch", [(256, 32, 1, 1), (256, 32, 64, 1)]),
-    "pipeline": ("threads/wavefront", [(256, 128, 1, 1), (256, 128, 1, 4)]),
-}
-
-
-def row(method: str, count: int, seconds: float, H: int, T: int, B: int, layers: int) -> store.Row:
-    point = measure.Point("random", H, H, H, T, B, layers)
-    return store.Row(measure.key(point, method, count), "random", method, H, H, H, T, B, layers, count, 0, 1, seconds,
-                     "steady", 1e-7, "ok", "", "x", "r", "2026-01-01T00:00:00+00:00")  # fmt: skip
-
-
-@pytest.fixture
-def name(tmp_path, monkeypatch):
-    """A machine on which two ranks halve every time, and threads take 0.6 of one rank's."""
-    monkeypatch.setenv("RNNPAR_DATA", str(tmp_path))
-    monkeypatch.setenv("RNNPAR_FIGURES", str(tmp_path / "figures"))
-    name, rows = machine.name(), []
-    for strategy, (twin, shapes) in SHAPES.items():
-        for H, T, B, layers in shapes:
-            seconds = T * layers * B * H * H * 1e-10
-            rows += [row(f"mpi/{strategy}", n, seconds * share, H, T, B, layers) for n, share in HALVED.items()]
-            rows.append(row(twin, 2, 0.6 * seconds, H, T, B, layers))
-    store.append(rows, "mpi")
-    folder = store.results_folder(name)
-    (folder / "mpi.json").write_text(json.dumps(MESSAGES))
-    (folder / "peaks.json").write_text(json.dumps({**simple_peaks(), "version": peaks.VERSION}))
-    return name
-
-
-def test_the_chapter_says_what_the_data_says(name, monkeypatch):
-    names, shown = run("06", monkeypatch)
-    assert names["rows"].to_dict() == pytest.approx({64: 2.0, 1024: 2.0}, rel=1e-5)
-    assert names["layers"].to_dict() == pytest.approx({1: 2.0, 4: 2.0}, rel=1e-5)
-    held = outcomes(shown)
-    assert held["mpi/rows: two ranks are at least 1.5 times as fast as one from H = 1,024 on"] == "held"
-    assert held["mpi/batch: from B = 64 on, within 1.1 times the time of threads/batch"] == "held"
-    assert held["a small message between two ranks takes less than 2 µs"] == "held"
-    assert held["the window is the cheapest way to exchange a state of 1,024 floats"] == "held"
-    slow = [row("mpi/rows", 2, 1.0, *shape) for shape in SHAPES["rows"][1]]
-    store.append(slow, "mpi")
-    held = outcomes(run("06", monkeypatch)[1])
-    assert held["mpi/rows: two ranks are at least 1.5 times as fast as one from H = 1,024 on"] == "failed"
-
-
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_an_allgather_in_a_window_takes_what_its_exchange_takes(ranks):
-    found = {"exchange": {str(ranks): {"window": [(64, 1e-7), (8192, 2e-6)]}}}
-    link = simulate.window_link(found, ranks)
-    for H, seconds in found["exchange"][str(ranks)]["window"]:
-        assert model_ranks.allgather(link, ranks, 4 * H) == pytest.approx(seconds)
+# --- on the ranks of a machine that was measured -----------------------------------------------------------------
 
 
 def test_the_link_is_alpha_and_beta():
     found = simulate.link(MESSAGES)
-    assert found.alpha == pytest.approx(1e-6)
-    assert found.beta == pytest.approx(1e-9)
+    assert (found.alpha, found.beta) == pytest.approx((1e-6, 1e-9))
+    assert simulate.link({}) == model_ranks.NEAR
     meet = simulate.measured_exchange(MESSAGES, 2)
-    assert meet(2, 64) == pytest.approx(1e-6)
-    assert meet(2, 2048) == pytest.approx(4e-6)
+    assert [meet(2, elements) for elements in (64, 128, 1024, 16384)] == pytest.approx([0.25e-6, 0.5e-6, 4e-6, 64e-6])
 
 
-def test_every_measurement_of_ranks_is_predicted_and_from_two_on_simulated(name):
-    table = simulate.beside(results.load(name, "mpi"), name)
-    assert len(table) == 3 * sum(len(shapes) for _, shapes in SHAPES.values())
-    assert np.isfinite(table["predicted"]).all()
-    assert set(table.loc[table["simulated"].notna(), "threads"]) == {2, 4}
-    assert simulate.beside(results.load(name, "mpi"), "nobody").empty
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_an_allgather_in_a_window_takes_what_its_exchange_takes(ranks):
+    link = simulate.window_link(MESSAGES, ranks)
+    for H in (64, 8192):
+        assert model_ranks.allgather(link, ranks, 4 * H) == pytest.approx(1e-6 * H / 256)
+
+
+@pytest.mark.parametrize(("ranks", "turns"), [(1, 1), (2, 1), (4, 2)])
+def test_ranks_that_take_turns_compute_as_many_times_as_long(ranks, turns):
+    """On two cores. A call has 10 steps of three products of 256 x 256, 1 ns an element, and an exchange of 1 us."""
+    square, alone = Work(T=10, B=1, I=256, H=256, O=256), 10 * 3 * 256 * 256 * 1e-9
+    call, meeting = MESSAGES["call"][str(ranks)], 10 * 1e-6 * (ranks > 1)
+    said = {name: simulate.formula(MODEL, MESSAGES, f"mpi/{name}", square, ranks) for name in ("rows", "batch")}
+    assert said["batch"] == pytest.approx(call + turns * alone), "one sequence is not shared"
+    # The output is shared by steps: 3 of 10 on four ranks.
+    shared = alone * (2 / 3 / ranks + np.ceil(10 / ranks) / 30)
+    assert said["rows"] == pytest.approx(call + turns * shared + meeting)
+
+
+def test_measured_ranks_stand_beside_what_is_said_of_them(machine):
+    for ranks in (1, 2, 4, 8):
+        store.append(row("mpi/rows", [1e-3], threads=ranks, H=256, I=256, O=256), "mpi", machine)
+    store.append(row("threads/rows", [1e-3], threads=2, H=256, I=256, O=256), "mpi", machine)
+    runs = results.load(machine, "mpi")
+    points = simulate.beside(runs, machine).set_index("threads")
+    assert list(points.index) == [1, 2, 4], "what nobody measured messages for is left out, and so are threads"
+    square, cost = Work(T=10, B=1, I=256, H=256, O=256), results.cost_model(machine)
+    assert points.predicted.tolist() == [simulate.formula(cost, MESSAGES, "mpi/rows", square, n) for n in (1, 2, 4)]
+    assert np.isnan(points.simulated[1])
+    assert (points.simulated[[2, 4]] / points.predicted[[2, 4]]).between(0.5, 2).all()
+    (store.results_folder(machine) / "peaks.json").unlink()
+    assert simulate.beside(runs, machine).empty
