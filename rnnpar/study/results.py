@@ -79,11 +79,13 @@ def load(name: str = "", experiment: str = "sweep") -> pd.DataFrame:
 def live(methods: Sequence[str], H: int, T: int = 128, B: int = 1, **options: Any) -> pd.DataFrame:
     """Time some methods here and now on random weights, in turns, each held against the oracle: a row each.
 
-    `options` are those of every method that takes them; `threads` is by default the cores allowed.
+    `options` are those of every method that takes them; `threads` is by default the cores allowed, but for ranks.
     """
-    point, options = measure.Point("random", H, H, H, T, B), {"threads": machine.cores_allowed()} | options
-    cases = [(name, {key: value for key, value in options.items() if key in registry.find(name).options()})
-             for name in methods]  # fmt: skip
+    point, cases = measure.Point("random", H, H, H, T, B), []
+    for name in methods:
+        takes = registry.find(name).options()
+        shared = {} if "ranks" in takes else {"threads": machine.cores_allowed()}  # a rank has one thread
+        cases.append((name, {key: value for key, value in (shared | options).items() if key in takes}))
     rows = measure.measure_group(point, cases, 7, 0.2, np.random.default_rng(0))
     return measurements(pd.DataFrame(rows).assign(machine=machine.name()), "live")
 
