@@ -50,6 +50,7 @@ html_title = f"rnnpar on {MACHINE}"
 include_patterns = ["index.md", *(f"rendered/{MACHINE}/{name}" for name in CHAPTERS), "explore.ipynb", "sweep.ipynb"]
 extensions = ["myst_nb"]
 nb_execution_mode = "off"
+suppress_warnings = ["mystnb.unknown_mime_type"]  # an expectation's record, which only rnnpar.study.expect reads
 nb_render_markdown_format = "myst"
 nb_ipywidgets_js = {}  # they would come from the network
 nb_mime_priority_overrides = [("*", "application/vnd.jupyter.widget-view+json", None)]
