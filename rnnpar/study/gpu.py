@@ -150,6 +150,14 @@ def ratio_to(runs: pd.DataFrame, method: str, peer: str, B: Sequence[int], H: tu
     return results.series(gain, ["H", "B"], "speed_up", method)
 
 
+def outdated(calls: pd.DataFrame) -> str:
+    """The sizes at which some of our methods were last measured with an earlier version of their kernels."""
+    ours = calls[~calls["method"].str.startswith("peers/")].sort_values("date")
+    backend = ours["method"].str.split("/").str[0]
+    old = ours[ours["code"] != backend.map(ours.groupby(backend)["code"].last())]
+    return ", ".join(f"H = {H:,} with B = {B}" for H, B in sorted(set(zip(old["H"], old["B"], strict=True))))
+
+
 def geometric_mean(ratios: pd.Series) -> pd.Series:
     """The geometric mean as a Series of one value, for `say`; empty where there is none."""
     return pd.Series(np.exp(np.log(ratios.dropna()).mean()), index=["all"]).dropna()

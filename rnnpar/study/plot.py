@@ -253,7 +253,11 @@ def size_axis(ax: Axes, sizes: Iterable[float], label: str) -> None:
     sizes = sorted(set(sizes)) or [1.0]
     room = (sizes[-1] / sizes[0]) ** 0.03 if sizes[-1] > sizes[0] else 2.0
     ax.set_xlim(sizes[0] / room, sizes[-1] * room)
-    log_axis(ax.xaxis, sizes[:: -(-len(sizes) // 12)])
+    ticks = sizes[-1:]
+    for size in reversed(sizes):
+        if size * (sizes[-1] / sizes[0]) ** 0.085 < ticks[-1]:  # a number takes some 8% of the axis
+            ticks.append(size)
+    log_axis(ax.xaxis, sorted(ticks))
     ax.set_xlabel(LABELS.get(label, label))
 
 
@@ -305,9 +309,9 @@ def lines(runs: pd.DataFrame, x: str, y: str = "us_per_step", by: str = "method"
     if good.empty:
         return nothing(ax, "nothing ran here" if len(runs) else "not measured on this machine")
     measured, dashed = good[good["source"] == "measured"], good[good["source"] == "predicted"]
-    if len(measured):  # a prediction far off leaves the panel; what was measured keeps its room
-        dashed = dashed[dashed[x].between(measured[x].min(), measured[x].max())]
-    size_axis(ax, runs.loc[runs["source"] == "measured", x] if len(measured) else dashed[x], x)
+    sizes = runs.loc[runs["source"] == "measured", x] if len(measured) else dashed[x]
+    dashed = dashed[dashed[x].between(sizes.min(), sizes.max())]  # what was measured keeps its room
+    size_axis(ax, sizes, x)
     _y_axis(ax, measured, dashed, y, baseline, mark_gaps(ax, runs[runs["status"] != "ok"], x, by, find))
     ends = []
     for name in in_order(good[by]):
@@ -390,7 +394,10 @@ def dots(table: pd.DataFrame, value: str, rows: str = "method", start: float | N
     columns = [column for column in table if column != "samples"]
     for row, line in enumerate(table[columns].to_dict("records")):
         line = {key: one for key, one in line.items() if not pd.isna(one)}
-        colour, marker = line.get("colour", look(line[rows]).colour), look(line[rows]).marker
+        colour, marker = (
+            line.get("colour", look(line[rows]).colour),
+            look(line[rows]).marker if rows == "method" else "o",
+        )
         style = dict(color=colour, solid_capstyle="butt")
         if value not in line:
             text = STATUS.get(line.get("status", ""), "not measured")
@@ -418,8 +425,9 @@ def best_map(runs: pd.DataFrame, title: str = "Which method is fastest where") -
     """The fastest method at each H and B of the rows, its time a step, and its lead over the next."""
     good = runs[runs["source"] == "measured"].dropna(subset="us_per_step").sort_values("us_per_step")
     shape = [sorted(runs["H"].unique(), reverse=True), sorted(runs["B"].unique())]
-    ax = panels(title, f"The fastest method, its time a step, and its lead over the next. {about(runs)}",
-                height=max(0.62 * len(shape[0]), 1.5) + 0.5)  # fmt: skip
+    text = f"The fastest method, its time a step, and its lead over the next. {about(runs).replace(BANDS, 'Medians.')}"
+    text += " Hatched: not measured." if len(good.groupby(["H", "B"])) < len(shape[0]) * len(shape[1]) else ""
+    ax = panels(title, text, height=max(0.62 * len(shape[0]), 1.5) + 0.5)
     if good.empty:
         return nothing(ax)
     cells = good.groupby(["H", "B"])
@@ -436,14 +444,15 @@ def best_map(runs: pd.DataFrame, title: str = "Which method is fastest where") -
 
 
 def heat(values: pd.DataFrame, words: pd.DataFrame, ax: Axes, colours: Any, low: float, high: float) -> None:
-    """Cells over H and B: a colour by the value from low to high, and words; a cell without a value stays grey."""
+    """Cells over H and B: a colour by the value from low to high, and words; a cell without a value is hatched."""
     if values.empty:
         nothing(ax)
         return
     seaborn.heatmap(values.astype(float), annot=words.fillna(""), fmt="", cbar=False, ax=ax, cmap=colours, vmin=low,
                     vmax=high, linewidths=2, linecolor="white",
                     annot_kws=dict(size=7.5, color=INK, linespacing=1.3))  # fmt: skip
-    ax.set(xlabel=LABELS["B"], ylabel=LABELS["H"], facecolor=FAINT)
+    ax.set(xlabel=LABELS["B"], ylabel=LABELS["H"])
+    ax.patch.set(hatch="////", edgecolor=FAINT)
     ax.grid(False)
     ax.set_xticks(np.arange(values.shape[1]) + 0.5, [plain(B) for B in values.columns])
     ax.set_yticks(np.arange(len(values)) + 0.5, [plain(H) for H in values.index], rotation=0)

@@ -102,7 +102,7 @@ def test_points_of_an_earlier_version_are_named(measured, monkeypatch):
              for row in rows_of("numba_cuda/persistent", 2048, 1, 4.0, 20.0)]  # fmt: skip
     store.append(later, "gpu", NAME)
     _, shown = run("04", monkeypatch)
-    assert "At H = 256, B = 1, H = 512, B = 1, H = 1,024, B = 1 some" in said(shown)
+    assert "At H = 256 with B = 1, H = 512 with B = 1, H = 1,024 with B = 1 some" in said(shown)
 
 
 def test_what_tuning_brought_is_computed_from_the_plans(measured, monkeypatch):
