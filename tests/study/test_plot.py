@@ -138,6 +138,18 @@ def test_the_map_names_the_fastest_its_time_and_its_lead():
     assert len(said) == 8
 
 
+def test_a_map_with_a_gap_says_what_hatched_means():
+    whole, holed = table(), table()[lambda runs: (runs.H != 64) | (runs.B != 8)]
+    hatched = ["Hatched: not measured." in plot.best_map(runs).figure.get_label() for runs in (whole, holed)]
+    assert hatched == [False, True]
+
+
+def test_ticks_of_sizes_keep_apart():
+    sizes = [64, 128, 256, 512, 1024, 1536, 2048]
+    ax = plot.lines(table(sizes=tuple(sizes), B=(1,)), "H")
+    assert list(ax.get_xticks()) == [64, 128, 256, 512, 1024, 2048]
+
+
 def test_labels_at_line_ends_do_not_touch():
     runs = table(B=(1,))
     runs["us_per_step"] = 1.0 + 0.001 * np.arange(len(runs))
