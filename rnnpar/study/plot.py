@@ -265,8 +265,8 @@ def label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]], size: fl
     """Names at the ends of lines, (x, y, text, colour), moved apart where they would touch, with a thin lead."""
     inches = 0.85 * ax.figure.get_figheight() * ax.get_position().height  # the page's title takes the rest
     into = ax.transData + ax.transAxes.inverted()
-    at = [tuple(into.transform((x, y))) for x, y, _, _ in ends]
-    places = spread([min(y, 1.0) for _, y in at], size * 1.35 / 72 / inches)
+    at = [(x, min(max(y, 0.0), 1.0)) for x, y in (into.transform(end[:2]) for end in ends)]  # a lead stays on the page
+    places = spread([y for _, y in at], size * 1.35 / 72 / inches)
     for (x, y), level, (_, _, text, colour) in zip(at, places, ends, strict=True):
         lead = dict(transform=ax.transAxes, clip_on=False, color=colour, lw=0.8, alpha=0.6)
         ax.plot([x, 1.012, 1.03], [y, level if x > 0.97 else y, level], **lead)
@@ -321,7 +321,8 @@ def lines(runs: pd.DataFrame, x: str, y: str = "us_per_step", by: str = "method"
         ax.fill_between(line.index, line[f"{y}_low"], line[f"{y}_high"], color=colour, alpha=0.18, lw=0)
         wide = 1.2 if name.startswith("peers/") else 1.8
         ax.plot(line.index, line[y], color=colour, marker=marker, lw=wide, mec="white", mew=0.6, ms=7, zorder=3)
-        ax.plot(guess.index, guess, color=colour, ls=DASHES, lw=1.3, zorder=2)
+        dot = "." if len(guess) == 1 else ""  # one point has no dashes
+        ax.plot(guess.index, guess, color=colour, marker=dot, ls=DASHES, lw=1.3, zorder=2)
         last = line[y].dropna() if line[y].notna().any() else guess
         ends.append((last.index[-1], last.iloc[-1], name, colour))
     if baseline:

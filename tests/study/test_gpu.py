@@ -14,7 +14,7 @@ from rnnpar.peaks import GPU_VERSION
 from rnnpar.study import gpu, results, store
 from rnnpar.study.measure import Point, key
 from rnnpar.study.store import Row
-from tests.chapters import outcomes, run
+from tests.chapters import figures, outcomes, run
 
 NAME = "nvidia-a100-16c-abcd"
 PEER = "peers/cudnn tf32=False"
@@ -114,6 +114,32 @@ def test_what_tuning_brought_is_computed_from_the_plans(measured, monkeypatch):
     names, _ = run("04", monkeypatch)
     assert names["tuned"].iloc[0].tolist() == [2.0, 1.0]
     assert len(names["tuned"]) == 1
+
+
+def test_one_block_is_judged_only_where_its_sizes_were_measured(measured, monkeypatch):
+    store.update_machine("gpu_limits", asdict(H100), NAME)
+
+    def fared() -> tuple[str, str]:
+        found = outcomes(run("05", monkeypatch)[1])
+        return found["one block is best up to H = 128"], found["several blocks are best above H = 128"]
+
+    def store_cluster(blocks: int, H: int, device_us: float) -> None:
+        monkeypatch.setattr(machine, "name", lambda: NAME)
+        store.append(rows_of(f"cupy_gpu/cluster blocks={blocks}", H, 1, device_us, 9.0), "gpu")
+
+    store_cluster(8, 256, 0.6)
+    assert fared() == ("not measured", "held")
+    store_cluster(1, 64, 0.5)
+    store_cluster(8, 64, 0.4)
+    assert fared() == ("failed", "held")
+
+
+@pytest.mark.parametrize("card", [A100, T4])
+def test_a_card_without_clusters_has_all_figures(card, measured, monkeypatch):
+    store.update_machine("gpu_limits", asdict(card), NAME)
+    _, shown = run("05", monkeypatch)
+    assert outcomes(shown)["several blocks are best above H = 128"] == "not measured"
+    assert len(figures(shown)) == 7
 
 
 def test_options_in_a_name_reach_the_model(nothing):

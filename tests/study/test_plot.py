@@ -127,6 +127,29 @@ def test_a_prediction_far_off_does_not_move_the_axis():
     assert limits[1][1] < 5 * limits[0][1]
 
 
+@pytest.mark.filterwarnings("error:constrained_layout")
+@pytest.mark.parametrize("factor", [1e-6, 1e6])
+def test_a_line_that_ends_off_the_page_has_its_name_on_it(factor):
+    runs = table(METHODS[:2], B=(1,))
+    wild = runs[runs["method"] == METHODS[1]].assign(
+        source="predicted", us_per_step=lambda row: row.us_per_step * factor
+    )
+    ax = plot.lines(pd.concat([runs[runs["method"] == METHODS[0]], wild]), "H")
+    ax.figure.draw_without_rendering()
+    page = ax.figure.bbox
+    for name in METHODS[:2]:
+        box = next(text for text in ax.texts if text.get_text() == name).get_window_extent()
+        assert page.fully_contains(box.x0, box.y0)
+        assert page.fully_contains(box.x1, box.y1)
+
+
+def test_one_predicted_point_is_seen():
+    runs = table(METHODS[:1], (64,), (1,))
+    ax = plot.lines(pd.concat([runs, runs.assign(source="predicted")]), "H")
+    dashed = [line for line in ax.lines if len(line.get_xdata()) == 1]
+    assert {line.get_marker() for line in dashed} == {plot.look(METHODS[0]).marker, "."}
+
+
 def test_a_page_says_what_is_held_fixed():
     assert plot.about(table(B=(1,)), "H").startswith("T = 128, B = 1, I = O = H, one layer, 2 threads. Medians")
     assert "Dashed: predicted." in plot.about(table().assign(source="predicted"))
