@@ -22,6 +22,7 @@ ifneq ($(ACTIVE),)
 endif
 RUN := $(if $(ACTIVE),'$(ACTIVE)/bin/python',.venv/bin/python)
 READY := $(if $(ACTIVE),,.venv/.ready)
+SITE := $(if $(ACTIVE),,.venv/.site)
 
 SOURCES := $(shell find rnnpar -name '*.py' -o -name '*.yaml' -o -name '*.cuh')
 CODE := rnnpar tests data notebooks/*.ipynb notebooks/*.py
@@ -42,7 +43,7 @@ figures/.drawn: $(READY) $(SOURCES) $(CHAPTERS) notebooks/sweep.ipynb $(RESULTS)
 	$(RUN) -m rnnpar.study.figures --profile $(or $(PROFILE),quick)
 	@mkdir -p figures && touch $@
 
-test: check  ## the checks and all tests
+test: check $(SITE)  ## the checks and all tests
 	$(RUN) -m pytest
 
 # Needs a Chromium or Chrome, and says so where there is none (Debian, Ubuntu: apt-get install chromium).
@@ -81,7 +82,7 @@ check-gpu:  ## on a machine with a GPU: check every GPU method there, then measu
 lab: $(READY)  ## open the notebooks in JupyterLab
 	JUPYTER_PREFER_ENV_PATH=1 $(RUN) -m jupyterlab $(LAB_OPTIONS) $(firstword $(wildcard notebooks/00*.ipynb) notebooks)
 
-html: $(READY)  ## the executed chapters as one site, in build/html: open index.html, no network needed
+html: $(SITE)  ## the executed chapters as one site, in build/html: open index.html, no network needed
 	rm -rf build/html build/doctrees
 	$(if $(MACHINE),RNNPAR_MACHINE='$(MACHINE)') $(RUN) -m sphinx -n -W -q -d build/doctrees notebooks build/html
 	@echo "build/html/index.html opens in any browser, with no network"
@@ -105,5 +106,10 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	  "rnnpar needs Python 3.11 or newer; $(PYTHON) is " + sys.version.split()[0])'
 	@[ -x .venv/bin/python ] || $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 	@echo "installing what constraints.txt pins into .venv (about 1.3 GB)"
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[study,dev,mpi,cluster]'
+	@touch $@
+
+# The site has packages of its own, which figures do without.
+.venv/.site: .venv/.ready
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[study,dev,mpi,cluster,site]'
 	@touch $@

@@ -156,6 +156,4 @@ def recorded(rendered: Path) -> pd.DataFrame:
 
 def _measured_by(chapter: str, name: str) -> str:
     """The machine whose results a chapter shows that was executed for the machine `name`."""
-    from rnnpar.study.figures import EXPERIMENT, NEEDS
-
-    return results.where(name, NEEDS.get(chapter, EXPERIMENT)) if name in store.machines() else name
+    return results.where(name, results.SHOWS.get(chapter, "sweep")) if name in store.machines() else name

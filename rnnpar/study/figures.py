@@ -24,11 +24,11 @@ import yaml
 from rnnpar import machine
 from rnnpar.study import notebooks, store, sweep
 from rnnpar.study.corpus import data_folder
+from rnnpar.study.results import SHOWS
 from rnnpar.words import did_you_mean, write_anything
 
 EXPERIMENT = "sweep"
 # the experiment of a chapter, where it is not the sweep
-NEEDS = {"04": "gpu", "05": "gpu", "06": "mpi", "07": "in_time", "09": "own"}
 CELL_LIMIT_S = 900
 
 
@@ -112,7 +112,7 @@ def _figures(options: argparse.Namespace) -> int:
     name = options.machine or machine.name()
     if name != machine.name():
         if not store.has(EXPERIMENT, name):  # a machine that has measured little has chapters of that alone
-            sources = [source for source in sources if store.has(NEEDS.get(source.name[:2], EXPERIMENT), name)]
+            sources = [source for source in sources if store.has(SHOWS.get(source.name[:2], EXPERIMENT), name)]
     elif not sweep.finished(EXPERIMENT):
         print(f"measuring {name} with the profile {options.profile}", flush=True)
         sweep.execute(experiments, options.scratch and options.scratch / "sweep.ipynb")

@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 from rnnpar import registry
-from rnnpar.study.results import drawn_for
+from rnnpar.study.results import REFERENCE, drawn_for
 from rnnpar.words import percent, plain, ratio, short
 
 # --- style -----------------------------------------------------------------------------------------------------------
@@ -153,9 +153,10 @@ def show(ax: Axes | np.ndarray | Any, name: str, *tables: pd.DataFrame, day: str
     """Write the figure as figures/<machine>/<name>.svg and .png, and return the picture for a notebook to display.
 
     The machine and the last day of what was drawn, as the tables have them (or `by` and `day`), stand in its corner.
-    Without any table it is a drawing that no machine changes: figures/<name>. Only the machine for which a chapter is
-    drawn (RNNPAR_MACHINE, this one by default) has files written: another's lie in its own folder already. OSError
-    says which folder cannot be written; RNNPAR_FIGURES can name another one.
+    Only the machine for which a chapter is drawn (RNNPAR_MACHINE, this one by default) has files written: another's
+    lie in its own folder already. Without any table it is a drawing that no machine changes, figures/<name>: it is
+    written where it is missing, and anew with the reference machine's chapters. OSError says which folder cannot be
+    written; RNNPAR_FIGURES can name another one.
     """
     from IPython.display import Image
 
@@ -169,8 +170,8 @@ def show(ax: Axes | np.ndarray | Any, name: str, *tables: pd.DataFrame, day: str
     drawing, picture = io.BytesIO(), io.BytesIO()
     figure.savefig(drawing, format="svg", metadata={"Date": None, "Creator": None})
     figure.savefig(picture, format="png", metadata={"Software": None}, pil_kwargs={"optimize": True})
-    if by in ("", drawn_for()):
-        folder = figures_folder() / by
+    folder = figures_folder() / by
+    if by == drawn_for() or (not by and (drawn_for() == REFERENCE or not (folder / f"{name}.png").exists())):
         write(folder / f"{name}.svg", drawing.getvalue())
         write(folder / f"{name}.png", picture.getvalue())
     return Image(data=picture.getvalue(), format="png", width=int(WIDE * 100), alt=figure.get_label() or name)
@@ -301,8 +302,8 @@ def lines(runs: pd.DataFrame, x: str, y: str = "us_per_step", by: str = "method"
     y = 1 is. `looks` are those of what `by` holds, where that is not a method. Draws on a page of its own, or on `ax`.
     Of a table that is not one of results, x, y and `by` are enough: all counts as measured, without intervals.
     """
-    plain = {"source": "measured", "status": "ok", f"{y}_low": np.nan, f"{y}_high": np.nan}
-    runs = runs.assign(**{name: value for name, value in plain.items() if name not in runs})
+    defaults = {"source": "measured", "status": "ok", f"{y}_low": np.nan, f"{y}_high": np.nan}
+    runs = runs.assign(**{name: value for name, value in defaults.items() if name not in runs})
     ax = ax if ax is not None else panels(title or _title(x, y, baseline), about(runs, x), height=3.9)
     find = lambda name: (looks or {}).get(name) or look(name)  # noqa: E731
     good = runs.dropna(subset=y)
@@ -395,10 +396,8 @@ def dots(table: pd.DataFrame, value: str, rows: str = "method", start: float | N
     columns = [column for column in table if column != "samples"]
     for row, line in enumerate(table[columns].to_dict("records")):
         line = {key: one for key, one in line.items() if not pd.isna(one)}
-        colour, marker = (
-            line.get("colour", look(line[rows]).colour),
-            look(line[rows]).marker if rows == "method" else "o",
-        )
+        colour, marker = look(line[rows]) if rows == "method" else Look(BLUE, "o")
+        colour = line.get("colour", colour)
         style = dict(color=colour, solid_capstyle="butt")
         if value not in line:
             text = STATUS.get(line.get("status", ""), "not measured")

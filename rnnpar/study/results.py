@@ -31,6 +31,7 @@ from rnnpar.words import did_you_mean
 from rnnpar.work import Work
 
 REFERENCE = "amd-epyc-znver5-2c-e3a5"  # whose results a machine without its own shows
+SHOWS = {"04": "gpu", "05": "gpu", "06": "mpi", "07": "in_time", "09": "own"}  # a chapter's experiment, else the sweep
 SHAPE = ["workload", "H", "I", "O", "T", "B", "layers"]
 KEY = ["machine", "experiment", *SHAPE, "method", "threads", "kind"]  # what tells one measurement from all others
 TIMES = ["seconds", "seconds_low", "seconds_high", "us_per_step", "us_per_step_low", "us_per_step_high"]

@@ -106,6 +106,12 @@ def test_only_the_machine_that_is_drawn_for_has_files_written(folder, monkeypatc
     assert list(folder.iterdir()) == []
     plot.show(plot.panels("A drawing"), "00_drawing")
     assert sorted(path.name for path in folder.iterdir()) == ["00_drawing.png", "00_drawing.svg"]
+    (folder / "00_drawing.png").write_bytes(b"kept")
+    plot.show(plot.panels("A drawing"), "00_drawing")
+    assert (folder / "00_drawing.png").read_bytes() == b"kept"
+    monkeypatch.setenv("RNNPAR_MACHINE", results.REFERENCE)
+    plot.show(plot.panels("A drawing"), "00_drawing")
+    assert (folder / "00_drawing.png").read_bytes() != b"kept"
 
 
 @pytest.mark.parametrize("status", sorted(plot.STATUS))

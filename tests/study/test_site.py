@@ -15,6 +15,8 @@ from nbformat import v4 as form
 from rnnpar.study import notebooks
 from rnnpar.study.results import REFERENCE
 
+pytest.importorskip("myst_nb", reason="needs the extra `site`, which `make test` and `make html` install")
+
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
