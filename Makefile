@@ -22,7 +22,9 @@ ifneq ($(ACTIVE),)
 endif
 RUN := $(if $(ACTIVE),'$(ACTIVE)/bin/python',.venv/bin/python)
 READY := $(if $(ACTIVE),,.venv/.ready)
-SITE := $(if $(ACTIVE),,.venv/.site)
+DEV := $(if $(ACTIVE),,.venv/.dev)
+# --no-compile: Python compiles what it imports, a tenth of what comes along.
+INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e
 
 SOURCES := $(shell find rnnpar -name '*.py' -o -name '*.yaml' -o -name '*.cuh')
 CODE := rnnpar tests data notebooks/*.ipynb notebooks/*.py
@@ -43,15 +45,15 @@ figures/.drawn: $(READY) $(SOURCES) $(CHAPTERS) notebooks/sweep.ipynb $(RESULTS)
 	$(RUN) -m rnnpar.study.figures --profile $(or $(PROFILE),quick)
 	@mkdir -p figures && touch $@
 
-test: check $(SITE)  ## the checks and all tests
+test: check  ## the checks and all tests
 	$(RUN) -m pytest
 
 # Needs a Chromium or Chrome, and says so where there is none (Debian, Ubuntu: apt-get install chromium).
 test-ui: html  ## the notebooks and the site in a browser, as a reader would use them
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[study,dev,site,ui]'
+	$(RUN) $(INSTALL) '.[study,dev,site,ui]'
 	$(RUN) -m pytest -o python_files='ui_*.py' tests/ui
 
-check: $(READY)  ## ruff, and the form of the source notebooks
+check: $(DEV)  ## ruff, and the form of the source notebooks
 	$(RUN) -m ruff check $(CODE)
 	$(RUN) -m ruff format --check $(CODE)
 	$(RUN) -m rnnpar.study.notebooks --check
@@ -63,7 +65,7 @@ cluster: $(READY)  ## start a Dask cluster of this machine alone, to try the swe
 	$(RUN) -m rnnpar.study.cluster
 
 peers: $(READY)  ## measure what a user would pick instead (PyTorch, ONNX Runtime, OpenVINO, JAX) beside ours
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[study,dev,mpi,cluster,site,peers]'
+	$(RUN) $(INSTALL) '.[study,mpi,cluster,peers]'
 	$(RUN) -m rnnpar.study.sweep --profile peers
 
 in-time: $(READY)  ## measure the methods that are parallel in time, for chapter 07 (two minutes)
@@ -82,7 +84,7 @@ check-gpu:  ## on a machine with a GPU: check every GPU method there, then measu
 lab: $(READY)  ## open the notebooks in JupyterLab
 	JUPYTER_PREFER_ENV_PATH=1 $(RUN) -m jupyterlab $(LAB_OPTIONS) $(firstword $(wildcard notebooks/00*.ipynb) notebooks)
 
-html: $(SITE)  ## the executed chapters as one site, in build/html: open index.html, no network needed
+html: $(DEV)  ## the executed chapters as one site, in build/html: open index.html, no network needed
 	rm -rf build/html build/doctrees
 	$(if $(MACHINE),RNNPAR_MACHINE='$(MACHINE)') $(RUN) -m sphinx -n -W -q -d build/doctrees notebooks build/html
 	@echo "build/html/index.html opens in any browser, with no network"
@@ -105,11 +107,11 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 	  "rnnpar needs Python 3.11 or newer; $(PYTHON) is " + sys.version.split()[0])'
 	@[ -x .venv/bin/python ] || $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
-	@echo "installing what constraints.txt pins into .venv (about 1.3 GB)"
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[study,dev,mpi,cluster]'
+	@echo "installing what constraints.txt pins into .venv (about 0.6 GB)"
+	.venv/bin/python $(INSTALL) '.[study,mpi,cluster]'
 	@touch $@
 
-# The site has packages of its own, which figures do without.
-.venv/.site: .venv/.ready
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[study,dev,mpi,cluster,site]'
+# Tests and the site have packages of their own, which figures do without.
+.venv/.dev: .venv/.ready
+	.venv/bin/python $(INSTALL) '.[study,mpi,cluster,dev,site]'
 	@touch $@

@@ -29,7 +29,6 @@ from rnnpar.study.results import SHOWS
 from rnnpar.words import did_you_mean, write_anything
 
 EXPERIMENT = "sweep"
-# the experiment of a chapter, where it is not the sweep
 CELL_LIMIT_S = 900
 
 
@@ -125,6 +124,7 @@ def _figures(options: argparse.Namespace) -> int:
             sources = [source for source in sources if store.has(SHOWS.get(source.name[:2], EXPERIMENT), name)]
     elif not sweep.finished(EXPERIMENT):
         print(f"measuring {name} with the profile {options.profile}", flush=True)
+        sweep.compile_ahead(experiments)
         sweep.execute(experiments, options.scratch and options.scratch / "sweep.ipynb")
     folder = (to or notebooks.ROOT / "notebooks") / "rendered" / name
     failures = draw(sources, name, folder, parameters)

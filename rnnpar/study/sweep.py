@@ -29,13 +29,17 @@ With a scheduler, the workers of a Dask cluster measure, each for its own machin
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
+import multiprocessing
 import os
 import re
+import signal
 import sys
 import warnings
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,7 +51,7 @@ import pandas as pd
 import yaml
 from tqdm import tqdm
 
-from rnnpar import machine, model, peaks, registry
+from rnnpar import machine, model, peaks, prepare, registry
 from rnnpar.study import measure, messages_probe, peers, scan_probe, store
 from rnnpar.study.cores import FEW
 from rnnpar.words import did_you_mean, write_anything
@@ -140,6 +144,29 @@ def run(experiments: Sequence[Mapping[str, Any]], scheduler: str = "", share: bo
     if measured:
         store.update_machine("measured", dict.fromkeys(measured, datetime.now(UTC).isoformat(timespec="seconds")))
     return [machine.name()]
+
+
+def compile_ahead(experiments: Sequence[Mapping[str, Any]]) -> None:
+    """Call every method of some experiments once, so that its kernels lie in Numba's cache before anything is timed.
+
+    Two backends at a time, a process each: compilation keeps one core busy, and a sweep may use only one.
+    """
+    backends = {name.split("/")[0] for one in experiments for cases in plan(one).values() for name, _ in cases}
+    # An interrupt from the keyboard ends these processes without a word.
+    quiet = dict(initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_DFL))
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), **quiet) as pool:
+        list(pool.map(_call_once, itertools.repeat(experiments), sorted(backends)))
+
+
+def _call_once(experiments: Sequence[Mapping[str, Any]], backend: str) -> None:
+    """Call each method of a backend at the first point that has it. What fails there, the sweep will say."""
+    cases = [(point, *case) for one in experiments for point, cases in plan(one).items() for case in cases]
+    first = {method: (point, options) for point, method, options in reversed(cases)}
+    for method, (point, options) in first.items():
+        if method.split("/")[0] == backend:
+            net, x = measure.build(point)
+            with contextlib.suppress(Exception), prepare(net, method, **options) as runner:
+                runner(x)
 
 
 def measure_here(experiment: Mapping[str, Any]) -> bool:
