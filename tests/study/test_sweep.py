@@ -484,6 +484,16 @@ def test_chapters_are_drawn_in_order_and_a_failure_does_not_stop_the_others(tmp_
     assert sorted(os.listdir(tmp_path / "rendered")) == ["00_good.ipynb", "01_bad.failed.ipynb"]
 
 
+def test_kernels_are_compiled_ahead_in_other_processes(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "kernels"))
+    compiled = []
+    for _ in range(2):
+        sweep.compile_ahead([TINY | {"methods": ["serial/naive", "threads/timestep"]}])
+        compiled.append({path.name for path in (tmp_path / "kernels").rglob("*.nbc")})
+    assert any(name.startswith("threads.timestep") for name in compiled[0])
+    assert compiled[0] == compiled[1]
+
+
 def test_figures_measure_once(monkeypatch, tmp_path, data):
     for folder in ("text", "models", "results/elsewhere", f"results/{machine.name()}"):
         (data / folder).mkdir(parents=True)
@@ -498,10 +508,11 @@ def test_figures_measure_once(monkeypatch, tmp_path, data):
         sweep.run([TINY | {"experiment": experiments[0]["experiment"]}])
 
     monkeypatch.setattr(sweep, "execute", execute)
+    monkeypatch.setattr(sweep, "compile_ahead", lambda experiments: swept.append(experiments[0]["experiment"]))
     for _ in range(2):
         monkeypatch.setenv("RNNPAR_DATA", str(data))
         assert figures.main(["--profile", "ci", "--scratch", str(tmp_path / "apart")]) == 0
-    assert swept == [tmp_path / "apart" / "sweep.ipynb"]
+    assert swept == ["sweep", tmp_path / "apart" / "sweep.ipynb"]
     assert sorted(os.listdir(tmp_path / "apart" / "data")) == ["models", "results", "text"]
     assert sorted(os.listdir(tmp_path / "apart/data/results")) == sorted(["elsewhere", machine.name()])
     assert os.listdir(data / "results" / machine.name()) == []  # the real results are untouched
