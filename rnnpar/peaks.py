@@ -32,7 +32,7 @@ GPU_VERSION = 2  # the same for what `of_gpu` measures; the CPU's are not measur
 PAUSE_S = 2.0
 CROWDED = 1.5  # all threads' time for a product over one's; they have a core each, so it should be near 1
 SIBLINGS = Path("/sys/devices/system/cpu/cpu0/topology/thread_siblings_list")  # 0, or 0,64, or 0-1
-DISTURBED_S = 5e-4  # for a barrier or a start of threads; undisturbed, the slowest takes a tenth of it
+DISTURBED_S = 5e-4  # for a barrier, a start of threads or a small step; undisturbed, the slowest takes a tenth of it
 
 
 def file() -> Path:
@@ -126,7 +126,8 @@ def keep(at: Path, found: dict[str, Any]) -> None:
 
 def disturbed(found: dict[str, Any]) -> bool:
     """Whether other programs were in the way: threads that share their cores meet in milliseconds, not in less."""
-    return any(seconds > DISTURBED_S for key in ("barrier", "launch") for seconds in found[key].values())
+    steps = [points[0][-1] for points in found["steps"].values()]  # the smallest, in which a team meets as well
+    return any(seconds > DISTURBED_S for seconds in (*found["barrier"].values(), *found["launch"].values(), *steps))
 
 
 def crowded(found: dict[str, Any]) -> bool:

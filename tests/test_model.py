@@ -101,11 +101,12 @@ def test_auto_runs_and_says_which():
 
 ALONE, TOGETHER = [[64, 64, 2e-6]], [[64, 64, 2.1e-6]]
 QUIET = {"version": peaks.VERSION, "barrier": {"2": 3e-7}, "launch": {"1": 3e-7, "2": 4e-6},
-         "products": {"1": ALONE, "2": TOGETHER}}  # fmt: skip
+         "products": {"1": ALONE, "2": TOGETHER}, "steps": {"1": [[32, 1, 3e-8]], "2": [[32, 1, 3e-7]]}}  # fmt: skip
 
 
-def test_peaks_of_a_busy_machine_are_measured_again_and_not_kept(tmp_path, monkeypatch, capsys):
-    busy = {**QUIET, "barrier": {"2": 8e-3}}
+@pytest.mark.parametrize("slow", [{"barrier": {"2": 8e-3}}, {"launch": {"2": 8e-3}}, {"steps": {"2": [[32, 1, 8e-3]]}}])
+def test_peaks_of_a_busy_machine_are_measured_again_and_not_kept(slow, tmp_path, monkeypatch, capsys):
+    busy = QUIET | slow
     answers = [busy, QUIET, busy, *[QUIET] * (peaks.GOOD - 1)]
     monkeypatch.setattr(peaks, "PAUSE_S", 0.0)
     monkeypatch.setattr(peaks, "measure", lambda: answers.pop(0))
