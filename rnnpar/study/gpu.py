@@ -5,7 +5,6 @@ Letters: T steps, B sequences side by side, I input, H hidden, O output size.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -63,13 +62,7 @@ def _here() -> Device | None:
 
 def _peaks(name: str) -> dict[str, Any]:
     """The peaks of a machine's GPU as measured there; empty where they were not. store.ResultsError."""
-    file = store.results_folder(name) / "peaks.json"
-    try:
-        found = json.loads(file.read_text(encoding="utf-8")).get("gpu", {})
-    except FileNotFoundError:
-        return {}
-    except (ValueError, AttributeError) as error:
-        raise store.ResultsError(f"{file} is damaged ({error}); delete it, and the peaks are measured again") from None
+    found = store.facts(store.results_folder(name) / "peaks.json").get("gpu", {})
     return found if found.get("version") == GPU_VERSION else {}
 
 

@@ -32,11 +32,10 @@ PACKAGES = ("mpi4py", "mpich", "openmpi", "impi-rt")
 
 
 def due(experiment: Mapping[str, Any], stored: Mapping[str, store.Measurement]) -> bool:
-    """Whether mpi.json is missing, is of another source, or lacks some of the experiment's numbers of ranks."""
+    """Whether mpi.json is missing, of another source, or lacks numbers of ranks. ResultsError where it is damaged."""
     if not registry.find("mpi/rows").available:
         return False
-    file = store.results_folder() / FILE
-    kept = json.loads(file.read_text()) if file.exists() else {}
+    kept = store.facts(store.results_folder() / FILE)
     lacking = {str(ranks) for ranks in experiment["ranks"] or []} - set(kept.get("call", {}))
     return kept.get("source") != measure.source("mpi/rows") or bool(lacking)
 

@@ -14,7 +14,6 @@ Letters: T steps, B sequences side by side, I input, H hidden, O output size.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -232,14 +231,8 @@ def beside(runs: pd.DataFrame) -> pd.DataFrame:
 def peaks(name: str = "") -> dict[str, Any]:
     """A machine's measured peaks (what they are: rnnpar/peaks.py), this one's by default; empty without any."""
     here = name in ("", machine.name())
-    file = (machine.folder() if here else store.results_folder(name)) / "peaks.json"
-    if not file.exists():
-        return {}
-    try:
-        found = json.loads(file.read_text())
-        return found if found.get("version") == PEAKS_VERSION else {}
-    except (ValueError, AttributeError) as error:
-        raise store.ResultsError(f"{file} is damaged ({error}); delete it, and the peaks are measured again") from None
+    found = store.facts((machine.folder() if here else store.results_folder(name)) / "peaks.json")
+    return found if found.get("version") == PEAKS_VERSION else {}
 
 
 def cost_model(name: str = "") -> model.Model | None:

@@ -13,7 +13,6 @@ equally undisturbed), sends its messages, and goes on when those that it waits f
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -111,9 +110,8 @@ def curve(
 
 
 def messages(name: str) -> dict[str, Any]:
-    """What messages cost on a machine (mpi.json): "call", "messages" and "exchange"; empty where not measured."""
-    file = store.results_folder(name) / "mpi.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    """What messages cost on a machine (mpi.json): "call", "messages" and "exchange"; empty without. ResultsError."""
+    return store.facts(store.results_folder(name) / "mpi.json")
 
 
 def link(found: Mapping[str, Any]) -> Link:

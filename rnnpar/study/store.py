@@ -183,15 +183,22 @@ def update_machine(key: str, value: Any, name: str | None = None) -> None:
     _change_machine(lambda known: known | {key: known.get(key, {}) | value if both else value}, name)
 
 
+def facts(file: Path) -> dict[str, Any]:
+    """What peaks.json or mpi.json holds; empty where there is no such file. ResultsError where it is damaged."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ResultsError(f"{file} is damaged ({error}); delete it, and it is measured again") from None
+    if not isinstance(found, dict):
+        raise ResultsError(f"{file} is damaged (no mapping); delete it, and it is measured again")
+    return found
+
+
 def has_peaks(name: str) -> bool:
     """Whether the peaks of the machine `name` are here, and are what is measured today. ResultsError where damaged."""
-    path = results_folder(name) / "peaks.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))["version"] == peaks.VERSION
-    except FileNotFoundError:
-        return False
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ResultsError(f"{path} is damaged ({error}); delete it, and the peaks are measured again") from None
+    return facts(results_folder(name) / "peaks.json").get("version") == peaks.VERSION
 
 
 def save_peaks(found: dict[str, Any], name: str) -> None:

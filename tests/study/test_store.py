@@ -213,6 +213,16 @@ def test_another_machines_results_are_kept_in_its_own_folder(folder):
     assert store.load_machine("elsewhere-4c-abcd") == {"name": "elsewhere-4c-abcd", "measured": {"sweep": "today"}}
 
 
+@pytest.mark.parametrize("content", [b"[", b"[]", b"\xff"])
+def test_a_damaged_file_of_facts(folder, content):
+    file = folder / "mpi.json"
+    assert store.facts(file) == {}
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+    with pytest.raises(store.ResultsError, match=r"mpi\.json is damaged .*; delete it, and it is measured again"):
+        store.facts(file)
+
+
 def test_peaks_of_another_machine():
     assert not store.has_peaks("elsewhere")
     store.save_peaks({"version": peaks.VERSION}, "elsewhere")
