@@ -138,8 +138,7 @@ def run(experiments: Sequence[Mapping[str, Any]], scheduler: str = "", share: bo
             if one not in alike:
                 print(f"{one['experiment']} is left out: it needs a machine of its own, without a scheduler")
         return list(dict.fromkeys(name for one in alike for name in _cluster().run(one, scheduler, share)))
-    with measure.alone():
-        peaks.here()  # what the chapters' predictions are made from, measured while nothing else runs
+    _measure_peaks()
     measured = [one["experiment"] for one in experiments if measure_here(one)]
     if measured:
         store.update_machine("measured", dict.fromkeys(measured, datetime.now(UTC).isoformat(timespec="seconds")))
@@ -151,11 +150,18 @@ def compile_ahead(experiments: Sequence[Mapping[str, Any]]) -> None:
 
     Two backends at a time, a process each: compilation keeps one core busy, and a sweep may use only one.
     """
+    _measure_peaks()
     backends = {name.split("/")[0] for one in experiments for cases in plan(one).values() for name, _ in cases}
     # An interrupt from the keyboard ends these processes without a word.
     quiet = dict(initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_DFL))
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), **quiet) as pool:
         list(pool.map(_call_once, itertools.repeat(experiments), sorted(backends)))
+
+
+def _measure_peaks() -> None:
+    """The peaks, which some methods plan by and chapters predict from, are measured while nothing else runs."""
+    with measure.alone():
+        peaks.here()
 
 
 def _call_once(experiments: Sequence[Mapping[str, Any]], backend: str) -> None:
