@@ -166,7 +166,7 @@ def show(ax: Axes | np.ndarray | Any, name: str, *tables: pd.DataFrame, day: str
     day = day or max((str(date)[:10] for runs in tables for date in runs["date"].dropna()), default="")
     sign(figure, " · ".join(filter(None, [by, day])) or "not measured: the same on every machine")
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # it is laid out once, not again for each file
+    figure.set_layout_engine(None)  # it is laid out once, not again for each file
     drawing, picture = io.BytesIO(), io.BytesIO()
     figure.savefig(drawing, format="svg", metadata={"Date": None, "Creator": None})
     figure.savefig(picture, format="png", metadata={"Software": None}, pil_kwargs={"optimize": True})
