@@ -120,6 +120,7 @@ def test_a_machine_with_a_gpu_is_named_after_it(monkeypatch):
 CPU = {
     "version": peaks.VERSION,
     "barrier": {"2": 3e-7},
+    "steps": {"2": [[32, 1, 3e-7]]},
     "launch": {"1": 3e-7},
     "products": {"1": [[64, 64, 2e-6]]},
 }
