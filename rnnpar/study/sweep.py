@@ -39,7 +39,7 @@ import sys
 import warnings
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -148,14 +148,14 @@ def run(experiments: Sequence[Mapping[str, Any]], scheduler: str = "", share: bo
 def compile_ahead(experiments: Sequence[Mapping[str, Any]]) -> None:
     """Call every method of some experiments once, so that its kernels lie in Numba's cache before anything is timed.
 
-    Two backends at a time, a process each: compilation keeps one core busy, and a sweep may use only one.
+    Two backends at a time, a process each: compilation keeps only one core busy. What fails here, the sweep will say.
     """
     _measure_peaks()
     backends = {name.split("/")[0] for one in experiments for cases in plan(one).values() for name, _ in cases}
     # An interrupt from the keyboard ends these processes without a word.
     quiet = dict(initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_DFL))
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), **quiet) as pool:
-        list(pool.map(_call_once, itertools.repeat(experiments), sorted(backends)))
+        wait([pool.submit(_call_once, experiments, backend) for backend in sorted(backends)])
 
 
 def _measure_peaks() -> None:
@@ -165,7 +165,7 @@ def _measure_peaks() -> None:
 
 
 def _call_once(experiments: Sequence[Mapping[str, Any]], backend: str) -> None:
-    """Call each method of a backend at the first point that has it. What fails there, the sweep will say."""
+    """Call each method of a backend at the first point that has it."""
     cases = [(point, *case) for one in experiments for point, cases in plan(one).items() for case in cases]
     first = {method: (point, options) for point, method, options in reversed(cases)}
     for method, (point, options) in first.items():

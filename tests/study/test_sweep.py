@@ -494,6 +494,15 @@ def test_kernels_are_compiled_ahead_in_other_processes(tmp_path, monkeypatch):
     assert compiled[0] == compiled[1]
 
 
+def die(experiments, backend):
+    os._exit(9)
+
+
+def test_a_process_that_dies_as_it_compiles_is_left_to_the_sweep(monkeypatch):
+    monkeypatch.setattr(sweep, "_call_once", die)
+    sweep.compile_ahead([TINY])  # nothing is raised: what cannot run, the sweep itself finds and says
+
+
 def test_figures_measure_once(monkeypatch, tmp_path, data):
     for folder in ("text", "models", "results/elsewhere", f"results/{machine.name()}"):
         (data / folder).mkdir(parents=True)
