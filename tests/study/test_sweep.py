@@ -13,9 +13,11 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import yaml
 
+import rnnpar
 from rnnpar import machine, peaks, registry
 from rnnpar.study import corpus, figures, measure, notebooks, store, sweep
 from rnnpar.study.cores import FEW
@@ -492,6 +494,30 @@ def test_kernels_are_compiled_ahead_in_other_processes(tmp_path, monkeypatch):
         compiled.append({path.name for path in (tmp_path / "kernels").rglob("*.nbc")})
     assert any(name.startswith("threads.timestep") for name in compiled[0])
     assert compiled[0] == compiled[1]
+
+
+def test_each_method_is_called_once_at_its_first_point_whatever_fails():
+    called = []
+
+    def broken(net):
+        raise RuntimeError("no")
+
+    def counted(net):
+        def forward(x, h0):
+            called.append(x.shape)
+            return np.zeros((*x.shape[:2], net.output_size), np.float32), h0
+
+        return forward
+
+    methods = {"mine/broken": broken, "mine/counted": counted}
+    for name, factory in methods.items():
+        rnnpar.register(name, factory, "nothing", "nothing")
+    try:
+        sweep._call_once([TINY | {"methods": ["serial/naive", *methods]}], "mine")
+    finally:
+        for name in methods:
+            rnnpar.unregister(name)
+    assert called == [(2, 1, 4)]
 
 
 def die(experiments, backend):
