@@ -44,7 +44,7 @@ def here() -> dict[str, Any]:
     """This machine's peaks, measured at the first call ever (some seconds) and kept in peaks.json; see `measure`.
 
     A file that cannot be read is an error and never overwritten; a folder that cannot be written costs only that
-    the next process measures again.
+    the next process measures again. Unavailable where there are none yet and nothing can be compiled.
     """
     return _here(file())
 
@@ -54,6 +54,8 @@ def _here(at: Path) -> dict[str, Any]:
     found = stored_in(at)
     if found.get("version") == VERSION:
         return found
+    if why := registry.why_not_compiled():
+        raise registry.Unavailable(f"this machine's peaks cannot be measured: {why}")
     print("rnnpar: measuring this machine's peaks, once (about 30 s) ...", file=sys.stderr, flush=True)
     every, good = [], []
     while len(every) < TRIES and len(good) < GOOD:

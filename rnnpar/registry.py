@@ -148,7 +148,7 @@ def why_not_compiled() -> str:
     """Why nothing can be compiled here; asked without Numba, which takes half a second to import."""
     if os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0"):
         return ""
-    return "NUMBA_DISABLE_JIT is set, and this method is compiled: unset it"
+    return "NUMBA_DISABLE_JIT is set, and this is compiled: unset it"
 
 
 MPI = (("mpi4py", "mpi4py mpich"),)  # mpich brings mpiexec; a system's or a cluster's own MPI does as well
