@@ -28,7 +28,7 @@ INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SOURCES := $(shell find rnnpar -name '*.py' -o -name '*.yaml' -o -name '*.cuh')
 CODE := rnnpar tests data notebooks/*.ipynb notebooks/*.py
 CHAPTERS := $(wildcard notebooks/[0-9][0-9]*.ipynb)
-RESULTS := $(wildcard data/results/*/*.csv)
+RESULTS := $(wildcard data/results/*/*.jsonl)
 
 .PHONY: figures test test-ui check check-gpu peers mpi in-time lab sweep cluster html clean help
 

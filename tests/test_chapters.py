@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import nbformat
@@ -29,11 +30,10 @@ def sets(tmp_path_factory):
     for file in (real / "results" / results.REFERENCE).iterdir():
         to = folders["partial"] / "results" / results.REFERENCE / file.name
         to.parent.mkdir(exist_ok=True)
-        if file.suffix == ".csv":
-            head, *lines = file.read_text(encoding="utf-8").splitlines()
-            points = list(dict.fromkeys(line.partition(",")[0] for line in lines))
-            kept = set(points[::KEPT])
-            to.write_text("\n".join([head, *(line for line in lines if line.partition(",")[0] in kept), ""]))
+        if file.suffix == ".jsonl":
+            lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = set(list(dict.fromkeys(json.loads(line)["point"] for line in lines))[::KEPT])
+            to.write_text("".join(line for line in lines if json.loads(line)["point"] in kept))
         elif file.stem == "machine":
             shutil.copyfile(file, to)
     return folders

@@ -180,5 +180,5 @@ def test_the_sweep_measures_it_stores_it_and_skips_it_until_its_source_changes(t
     rnnpar.register("mine/wrong", function("other", "a = 3"))
     (left,) = sweep.remaining(sweep.plan(profile), store.newest("mine")).values()
     assert left == [("mine/wrong", {})]
-    drawn = plot.lines(results.measurements(frame, "mine"), "H")
+    drawn = plot.lines(results.table(frame, "mine"), "H")
     assert "mine/wrong: too inaccurate to count" in [text.get_text() for text in drawn.texts]

@@ -140,8 +140,8 @@ def measure(
     budget_s: float,
     limit_s: float,
     seed: Sequence[int],
-) -> list[store.Row]:
-    """One shape's rows, as measure.measure_group gives them; `seed` draws the order of the rounds."""
+) -> list[store.Measurement]:
+    """One shape's measurements, as measure.measure_group gives them; `seed` draws the order of the rounds."""
     with _turn():
         return measuring.measure_group(point, methods, samples, budget_s, np.random.default_rng(seed), limit_s)
 

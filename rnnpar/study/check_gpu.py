@@ -8,7 +8,7 @@
     hardware     what no CPU executor can show, each by a named check: rnnpar/study/gpu_checks.py
     peaks        what the GPU does at most: launches, barriers, bandwidths; kept in peaks.json
     sweep        H and B at T=512, device arrays and NumPy arrays, beside peers/cudnn and peers/jax_gpu; large batches
-                 at T=64, beside cuBLAS's products alone; in_time on CuPy at one long sequence; kept in gpu.csv
+                 at T=64, beside cuBLAS's products alone; in_time on CuPy at one long sequence; kept in gpu.jsonl
 
 Everything that touches the GPU runs in processes of its own within time limits. What passed with the same source, and
 points that are stored, are not done again, so the same command continues where the time was up; --again starts anew.
@@ -565,23 +565,15 @@ class Contender:
         self.status, self.message = ("oom" if memory else "error"), last_line(error)[:300]
         self.close()
 
-    def rows(self, point: Point) -> list[store.Row]:
-        """The measurement: the first call, samples from device arrays, samples from NumPy arrays."""
+    def measurement(self, point: Point) -> store.Measurement:
+        """What there is to keep: the first call, samples from device arrays, samples from NumPy arrays."""
         good = self.status == "ok"
-        times = [("compile", self.first_s)]
-        if good:
-            times += [("steady", took) for took in self.seconds[True]]
-            times += [("transfer", took) for took in self.seconds[False]]
-        return [
-            store.Row(
-                point=measure.key(point, self.case.label, 1), workload=point.workload, method=self.case.label,
-                H=point.H, I=point.I, O=point.O, T=point.T, B=point.B, layers=point.layers, threads=1, sample=index,
-                samples=len(times), seconds=seconds if good else None, kind=kind, error=self.error, status=self.status,
-                message=self.message, source=source_of(self.case.method), revision=measure.revision(),
-                date=datetime.now(UTC).isoformat(timespec="seconds"),
-            )
-            for index, (kind, seconds) in enumerate(times)
-        ]  # fmt: skip
+        seconds = {"steady": self.seconds[True], "transfer": self.seconds[False]} if good else {}
+        return store.Measurement(
+            **measure.identity(point, self.case.label, 1), first_call=self.first_s if good else None,
+            seconds={kind: times for kind, times in seconds.items() if times}, error=self.error, status=self.status,
+            message=self.message, source=source_of(self.case.method),
+        )  # fmt: skip
 
     def close(self) -> None:
         child, self.child = self.child, None
@@ -616,7 +608,7 @@ def sweep(session: Session, pattern: str) -> None:
             begin = time.monotonic()
             here = [running.setdefault(case.label, Contender(case)) for case in due]
             compare(point, here, rng, session)
-            store.append([row for contender in here for row in contender.rows(point)], EXPERIMENT)
+            store.append([contender.measurement(point) for contender in here], EXPERIMENT)
             took = time.monotonic() - begin
             say(f"  {table(point, here)}")
             say(f"  shape {done + 1} of {len(wanted)} in {took:.0f} s, {session.left():.0f} s left")
@@ -650,7 +642,7 @@ def still_due(point: Point, pattern: str, stored: Mapping[str, store.Measurement
     """The contenders that are not stored with the source that stands now, and will end within reason."""
     due = []
     for case in contenders(pattern):
-        old = stored.get(measure.key(point, case.label, 1), [None])[0]
+        old = stored.get(measure.key(point, case.label, 1))
         fresh = old and old.source == source_of(case.method) and old.status in ("ok", "unsupported")
         told = case.method != gpu_cublas.METHOD or point.B >= gpu_cublas.LARGE
         told &= "blocks" not in dict(case.options) or point.B == 1  # how many blocks is asked of one sequence,

@@ -353,8 +353,7 @@ class Conductor:
                 store.save_peaks(answer["peaks"], worker.machine)
             return
         name = worker.machine
-        rows = [row for row in answer if not sweep.known_unsupported(row, self.stored[name])]
-        store.append(rows, self.experiment, name)
+        store.append(sweep.news(answer, self.stored[name]), self.experiment, name)
         self.measured[name] += job.points
         self.done.setdefault(worker.address, []).append(worker.future)
         self.bar.update(job.points)
@@ -424,7 +423,7 @@ class Conductor:
             if not any(self._missing(point, cases, stored) for point, cases in planned.items()):
                 now = datetime.now(UTC).isoformat(timespec="seconds")
                 store.update_machine("measured", {self.experiment: now}, name)
-            file = f"results/{name}/{self.experiment}.csv"  # in whichever data folder
+            file = f"results/{name}/{self.experiment}.jsonl"  # in whichever data folder
             self.tell(f"{name}: {self.measured[name]} points measured, {len(stored)} are in {file}")
 
     @staticmethod

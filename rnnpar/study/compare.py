@@ -10,7 +10,7 @@ import pandas as pd
 
 from rnnpar import machine, model, registry
 from rnnpar.advice import too_large
-from rnnpar.study import measure, results
+from rnnpar.study import measure, results, store
 from rnnpar.words import duration, plain, ratio, short
 
 SAMPLES, BUDGET_S = 31, 1.5  # of each of the two
@@ -45,8 +45,8 @@ def compare(method: str, work: model.Work, threads: int | None = None, baseline:
     if threads and asked != "auto" and not takes[method]:
         raise ValueError(f"{method} takes no threads; leave --threads out")
     cases = [(name, {"threads": cores} if takes[name] else {}) for name in takes]
-    rows = pd.DataFrame(measure.measure_group(point, cases, SAMPLES, BUDGET_S, np.random.default_rng(0)))
-    found = results.measurements(rows.assign(machine=machine.name()), "time").set_index("method")
+    timed = measure.measure_group(point, cases, SAMPLES, BUDGET_S, np.random.default_rng(0))
+    found = results.table(store.frame(timed, machine.name()), "time").set_index("method")
     for name in (method, baseline):
         if found.status[name] != "ok":
             raise NoTime(f"{name} has no time: {found.message[name] or found.status[name]}")

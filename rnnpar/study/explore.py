@@ -26,7 +26,7 @@ from matplotlib.patches import Patch
 
 from rnnpar import machine, model, registry
 from rnnpar.kernels.trace import DONE, STEPS, WAIT, WORDS, Trace
-from rnnpar.study import live, plot, results, which
+from rnnpar.study import live, plot, results, store, which
 from rnnpar.study.measure import Point
 from rnnpar.words import duration, percent, ratio, short
 
@@ -131,9 +131,9 @@ def predicted(costs: model.Model, setting: Setting, axis: str) -> dict[str, tupl
 Results = Mapping[tuple, Any]  # a setting's key -> the row of study.results that was measured there
 
 
-def measured(rows: Sequence[Any]) -> Any:
-    """The rows of a measurement as one row of study.results."""
-    return next(results.measurements(pd.DataFrame(rows).assign(machine=machine.name())).itertuples())
+def measured(found: store.Measurement) -> Any:
+    """A measurement as a row of study.results."""
+    return next(results.table(store.frame([found], machine.name())).itertuples())
 
 
 def answer(costs: model.Model | None, setting: Setting, found: Results) -> str:
@@ -519,7 +519,7 @@ class Explorer:
         elif message.kind == "peaks":
             self.costs = results.cost_model() or model.here()
             self._redraw()
-        elif message.kind == "rows":
+        elif message.kind == "measured":
             self.results[self._job.key(message.method)] = measured(message.data)
             self._redraw()
         elif message.kind == "trace":

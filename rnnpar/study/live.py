@@ -1,7 +1,7 @@
 """Measurements that can be stopped: a process of its own takes jobs, tells how far it is, and may be killed.
 
     notebook  -- Job -->  process            measures, checks against the oracle, takes a trace
-              <-- Message --                 progress, rows, traces, errors
+              <-- Message --                 progress, times, traces, errors
 
 The notebook's own process never computes, so that its sliders answer while something is measured; whatever a job does
 to its process (takes all memory, hangs, crashes) ends with it. A newer job ends an older one at the next sample, and
@@ -52,7 +52,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Message:
-    """What the process tells. kind: progress, peaks, rows, trace, error, end; `job` is the number it was given."""
+    """What the process tells. kind: progress, peaks, measured, trace, error, end; `job` is the number it was given."""
 
     job: int
     kind: str
@@ -165,7 +165,7 @@ def run(number: int, job: Job) -> Iterator[Message]:
         for trial in trials:
             trial.close()
     for trial in trials:
-        yield Message(number, "rows", method=trial.method, data=trial.rows())
+        yield Message(number, "measured", method=trial.method, data=trial.measurement())
     for trial in trials:
         if job.trace and trial.status == "ok" and "trace" in registry.find(trial.method).options():
             yield progress(f"recording what the threads of {trial.method} do")

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any, ClassVar
@@ -28,7 +28,7 @@ from rnnpar.network import RNN
 from rnnpar.reference import reference, relative_error
 from rnnpar.runner import Runner
 from rnnpar.study.cores import Cores, count
-from rnnpar.study.store import Row
+from rnnpar.study.store import Measurement
 
 try:
     import fcntl
@@ -124,6 +124,14 @@ def key(point: Point, method: str, threads: int) -> str:
     return hashlib.sha256(repr((point.workload, method, sizes, threads)).encode()).hexdigest()[:12]
 
 
+def identity(point: Point, method: str, threads: int) -> dict[str, Any]:
+    """The fields of a measurement that say what was measured, by which revision, and when."""
+    return dict(
+        asdict(point), point=key(point, method, threads), method=method, threads=threads, revision=revision(),
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+    )  # fmt: skip
+
+
 def workers(options: Mapping[str, Any]) -> int:
     """What the column "threads" holds: threads, or ranks times the threads of each."""
     return options.get("ranks", 1) * options.get("threads", 1)
@@ -137,13 +145,13 @@ def measure_group(
     rng: np.random.Generator,
     limit_s: float = 10.0,
     trial: type[Trial] | None = None,
-) -> list[Row]:
-    """Time `methods`, pairs of a name and its options, at one shape, and return all their rows.
+) -> list[Measurement]:
+    """Time `methods`, pairs of a name and its options, at one shape: a measurement each.
 
-    Every method is prepared and called once (the row of kind "compile"), called again and held against the oracle,
+    Every method is prepared and called once (its first call), called again and held against the oracle,
     and then timed in up to `samples` rounds, each in a newly shuffled order. `budget_s` bounds the rounds of one
     method, but for three samples; a method with a call over `limit_s` is sampled once. What a method raises
-    becomes its row: "unsupported", "oom" or "error". `trial` is how a method is timed: Trial, or peers.Burst.
+    becomes its status: "unsupported", "oom" or "error". `trial` is how a method is timed: Trial, or peers.Burst.
     """
     trials = [(trial or Trial)(point, name, dict(options)) for name, options in methods]
     try:
@@ -152,7 +160,7 @@ def measure_group(
     except MemoryError as error:
         for trial in trials:
             trial.fail(error)
-        return [row for trial in trials for row in trial.rows()]
+        return [trial.measurement() for trial in trials]
     try:
         for index in rng.permutation(len(trials)):
             trials[index].start(problem, samples, budget_s, limit_s)
@@ -160,7 +168,7 @@ def measure_group(
     finally:
         for trial in trials:
             trial.close()
-    return [row for trial in trials for row in trial.rows()]
+    return [trial.measurement() for trial in trials]
 
 
 def in_rounds(trials: Sequence[Trial], problem: Problem, rng: np.random.Generator) -> None:
@@ -192,7 +200,7 @@ def cores() -> Cores:
 
 @dataclass
 class Trial:
-    """One method at one shape, from preparing to its rows."""
+    """One method at one shape, from preparing to its measurement."""
 
     least_s: ClassVar[float] = 1e-3  # a sample lasts at least so long: the clock and the call's overhead vanish in it
     most_calls: ClassVar[int] = 1000  # in a sample
@@ -231,7 +239,7 @@ class Trial:
         return prepare(net, self.method, **self.options)
 
     def tell(self, runner: Runner) -> str:
-        """What `runner` has to tell of its last call, for the row's message."""
+        """What `runner` has to tell of its last call, for the message."""
         return numbers(runner.info)
 
     def start(self, problem: Problem, samples: int, budget_s: float, limit_s: float) -> None:
@@ -281,30 +289,22 @@ class Trial:
             self.aside.append(self.seconds.pop())
             self.rounds += again
 
-    def rows(self) -> list[Row]:
-        """The measurement as rows: the first call, then the samples; or one row that says what went wrong."""
+    def measurement(self) -> Measurement:
+        """What there is to keep: the first call and the samples, or what went wrong."""
         failed = self.status in ("unsupported", "oom", "error")
         seconds, counted = count(self.seconds, self.aside)
         parts = [self.message, "" if failed else self.told, "" if self.message else counted]
         # From NumPy to NumPy arrays: for a method on a GPU that includes the copies there and back.
         kind = "transfer" if self.ran and registry.find(self.ran).on_gpu else "steady"
-        kinds = ["compile"] + ([] if failed else [kind] * len(seconds))
-        times = [None if failed else self.compile_s, *seconds]
-        shared = dict(
-            point=key(self.point, self.method, workers(self.options)),
-            workload=self.point.workload, method=self.method, H=self.point.H, I=self.point.I, O=self.point.O,
-            T=self.point.T, B=self.point.B, layers=self.point.layers, threads=workers(self.options),
-            samples=len(kinds), error=self.error, status=self.status, message="; ".join(filter(None, parts)),
-            source=source(self.ran) if self.ran else "", revision=revision(),
-            date=datetime.now(UTC).isoformat(timespec="seconds"),
+        return Measurement(
+            **identity(self.point, self.method, workers(self.options)),
+            first_call=None if failed else self.compile_s, seconds={} if failed or not seconds else {kind: seconds},
+            error=self.error, status=self.status, message="; ".join(filter(None, parts)),
+            source=source(self.ran) if self.ran else "",
         )  # fmt: skip
-        return [
-            Row(sample=index, kind=kind, seconds=seconds, **shared)
-            for index, (kind, seconds) in enumerate(zip(kinds, times, strict=False))
-        ]
 
     def fail(self, error: Exception) -> None:
-        """End here: the error becomes the one row of this method."""
+        """End here: the error becomes this method's status and message."""
         kinds = {registry.Unavailable: "unsupported", MemoryError: "oom"}
         self.status = next((status for kind, status in kinds.items() if isinstance(error, kind)), "error")
         text = str(error) if self.status == "unsupported" else f"{type(error).__name__}: {error}"

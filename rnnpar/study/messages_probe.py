@@ -40,8 +40,8 @@ def due(experiment: Mapping[str, Any], stored: Mapping[str, store.Measurement]) 
     return kept.get("source") != measure.source("mpi/rows") or bool(lacking)
 
 
-def run(experiment: Mapping[str, Any]) -> list[store.Row]:
-    """Write mpi.json for the experiment's numbers of ranks. It holds no points: there are no rows."""
+def run(experiment: Mapping[str, Any]) -> list[store.Measurement]:
+    """Write mpi.json for the experiment's numbers of ranks. It holds no points: there are no measurements."""
     measure_messages(experiment["ranks"], tries=experiment["samples"])
     return []
 

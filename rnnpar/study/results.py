@@ -73,7 +73,7 @@ def load(name: str = "", experiment: str = "sweep") -> pd.DataFrame:
     chosen = where(name, experiment)
     if not store.has(experiment, chosen):
         return EMPTY.copy()
-    return measurements(store.load(experiment, chosen), experiment)
+    return table(store.load(experiment, chosen), experiment)
 
 
 def live(methods: Sequence[str], H: int, T: int = 128, B: int = 1, **options: Any) -> pd.DataFrame:
@@ -86,30 +86,25 @@ def live(methods: Sequence[str], H: int, T: int = 128, B: int = 1, **options: An
         takes = registry.find(name).options()
         shared = {} if "ranks" in takes else {"threads": machine.cores_allowed()}  # a rank has one thread
         cases.append((name, {key: value for key, value in (shared | options).items() if key in takes}))
-    rows = measure.measure_group(point, cases, 7, 0.2, np.random.default_rng(0))
-    return measurements(pd.DataFrame(rows).assign(machine=machine.name()), "live")
+    timed = measure.measure_group(point, cases, 7, 0.2, np.random.default_rng(0))
+    return table(store.frame(timed, machine.name()), "live")
 
 
-def measurements(samples: pd.DataFrame, experiment: str = "sweep") -> pd.DataFrame:
-    """Samples, as store.load gives them, as a row a measurement: medians with intervals, and why there is no time."""
-    samples = samples.rename(columns={"seconds": "one", "samples": "planned", "source": "code"})
-    samples = samples.assign(experiment=experiment)
-    point = ["machine", "point"]
-    first = samples[samples["kind"] == "compile"].groupby(point)["one"].first().rename("first_call")
-    timed = samples[(samples["kind"] != "compile") | (samples["status"] != "ok")]
-    timed = timed.assign(kind=timed["kind"].where(timed["status"] == "ok", "steady"))
-    groups = timed.groupby([*point, "kind"], sort=False)
-    table = groups.last().join(first, on=point).reset_index()
-    counted = timed["one"].astype(float).where((timed["status"] == "ok") & (timed["one"] > 0)).to_numpy()
-    number = groups.ngroup().to_numpy()
-    table["samples"] = pd.Series(np.split(counted[np.argsort(number, kind="stable")], np.cumsum(groups.size())[:-1]))
-    table["samples"] = [times[~np.isnan(times)] for times in table["samples"]]
-    table["source"] = "measured"
-    drawn = [bootstrap(times) for times in table["samples"]]
-    table["seconds"] = [np.median(times) if len(times) else np.nan for times in table["samples"]]
-    table["seconds_low"] = [np.quantile(draws, 0.025) for draws in drawn]
-    table["seconds_high"] = [np.quantile(draws, 0.975) for draws in drawn]
-    return per_step(table)[COLUMNS].sort_values([*SHAPE, "method", "threads"], ignore_index=True)
+def table(measurements: pd.DataFrame, experiment: str = "sweep") -> pd.DataFrame:
+    """Measurements, as store.frame has them, with their medians and intervals: the columns of COLUMNS.
+
+    Where the status is not ok, there is no time to tell: its samples are left out.
+    """
+    good = measurements["status"] == "ok"
+    samples = [times[times > 0] if ok else times[:0] for times, ok in zip(measurements["samples"], good, strict=True)]
+    drawn = [bootstrap(times) for times in samples]
+    medians = measurements.rename(columns={"source": "code"}).assign(
+        experiment=experiment, source="measured", samples=samples,
+        seconds=[np.median(times) if len(times) else np.nan for times in samples],
+        seconds_low=[np.quantile(draws, 0.025) for draws in drawn],
+        seconds_high=[np.quantile(draws, 0.975) for draws in drawn],
+    )  # fmt: skip
+    return per_step(medians)[COLUMNS].sort_values([*SHAPE, "method", "threads"], ignore_index=True)
 
 
 def bootstrap(samples: np.ndarray) -> np.ndarray:

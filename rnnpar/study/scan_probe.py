@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -28,17 +27,17 @@ T, H = 65536, 32
 
 def due(experiment: Mapping[str, Any], stored: Mapping[str, store.Measurement]) -> bool:
     """Whether a scan is not among `stored`, the experiment's measurements, with the source that stands now."""
-    done = {key: rows[0].source for key, rows in stored.items()}
-    keys = [_key(name, threads) for name in SCANS for threads in {1, machine.cores_allowed()}]
+    done = {key: found.source for key, found in stored.items()}
+    keys = [measure.key(_point(), name, threads) for name in SCANS for threads in {1, machine.cores_allowed()}]
     return any(done.get(key) != measure.source("in_time/deer") for key in keys)
 
 
-def run(experiment: Mapping[str, Any]) -> list[store.Row]:
-    """The rows of all scans, of as many samples as the experiment's."""
+def run(experiment: Mapping[str, Any]) -> list[store.Measurement]:
+    """The measurements of all scans, of as many samples as the experiment's."""
     return measure_scans(experiment["samples"])
 
 
-def measure_scans(rounds: int, T: int = T, H: int = H) -> list[store.Row]:
+def measure_scans(rounds: int, T: int = T, H: int = H) -> list[store.Measurement]:
     """Time all scans over T steps of H elements in turn.
 
     A round in which the cores were not whole is set aside and taken again, up to twice the rounds in all.
@@ -75,20 +74,15 @@ def measure_scans(rounds: int, T: int = T, H: int = H) -> list[store.Row]:
         if len(next(iter(seconds.values()))) == rounds:
             break
     counted = {key: count(seconds[key], aside[key]) for key in scans}
-    shared = dict(workload="scan", H=H, I=0, O=0, T=T, B=1, layers=1, kind="steady",
-                  source=measure.source("in_time/deer"), revision=measure.revision(),
-                  date=datetime.now(UTC).isoformat(timespec="seconds"))  # fmt: skip
     return [
-        store.Row(
-            point=_key(name, threads, T, H), method=name, threads=threads, sample=index, samples=len(values),
-            seconds=value, error=errors[name, threads],
-            status="ok" if errors[name, threads] <= measure.BOUND else "inaccurate",
-            message="; ".join(filter(None, [f"segments={SEGMENTS}", said])), **shared,
+        store.Measurement(
+            **measure.identity(_point(T, H), name, threads), first_call=None, seconds={"steady": values},
+            error=errors[name, threads], status="ok" if errors[name, threads] <= measure.BOUND else "inaccurate",
+            message="; ".join(filter(None, [f"segments={SEGMENTS}", said])), source=measure.source("in_time/deer"),
         )
         for (name, threads), (values, said) in counted.items()
-        for index, value in enumerate(values)
     ]  # fmt: skip
 
 
-def _key(name: str, threads: int, T: int = T, H: int = H) -> str:
-    return measure.key(Point("scan", H, 0, 0, T, 1), name, threads)
+def _point(T: int = T, H: int = H) -> Point:
+    return Point("scan", H, 0, 0, T, 1)

@@ -1,18 +1,16 @@
-"""Results: one CSV an experiment, in a folder a machine, and machine.json beside it.
+"""Results: one file an experiment, in a folder a machine, and machine.json beside it.
 
-    <data>/results/<machine>/<experiment>.csv       one row a timed sample; the fields of `Row` are the columns
-    <data>/results/<machine>/machine.json           what machine.describe() says, and the peaks that were measured
+    <data>/results/<machine>/<experiment>.jsonl     JSON Lines: a line a measurement, the fields of `Measurement`
+    <data>/results/<machine>/machine.json           what machine.describe() says, and which experiments are complete
 
-Files only grow. All rows of a shape go down in one write, so a kill leaves at most one point incomplete, at the end
-of the file, where the next `append` cuts it off. A point that was measured again stands in the file twice, and `load`
-takes the newer measurement. A sweep over machines stores each machine's rows in that machine's folder.
+Files only grow. A measurement goes down in one write, so a kill leaves at most an unfinished last line, which the next
+`append` cuts off. A point that was measured again stands in the file twice, and the newer measurement counts. A sweep
+over machines stores each machine's measurements in that machine's folder.
 """
 
 from __future__ import annotations
 
-import csv
 import errno
-import io
 import json
 import math
 import os
@@ -23,6 +21,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from rnnpar import machine, peaks
 from rnnpar.study.corpus import data_folder
@@ -35,7 +35,6 @@ try:
 except ImportError:  # Windows: two sweeps at once are not kept apart there
     fcntl = None
 
-KINDS = ("steady", "compile", "transfer")
 STATUSES = ("ok", "unsupported", "oom", "error", "inaccurate")
 
 
@@ -44,8 +43,8 @@ class ResultsError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Row:
-    """One timed sample. A measurement of a point is `samples` rows in a row, `sample` counting from 0."""
+class Measurement:
+    """One method at one shape: its first call, its samples, and what the oracle said of it."""
 
     point: str  # short hash of workload, method, sizes and threads
     workload: str
@@ -57,11 +56,9 @@ class Row:
     B: int
     layers: int
     threads: int
-    sample: int
-    samples: int
-    seconds: float | None  # of one call; None where there is no time to tell
-    kind: str  # compile, the first call; steady; transfer, on a GPU: a call from NumPy arrays, with its copies
-    error: float | None  # relative, to the float64 oracle
+    first_call: float | None  # seconds, with preparing and compiling; None where there is none to tell
+    seconds: dict[str, list[float]]  # of a call, one a sample: steady; transfer, on a GPU, from NumPy arrays to NumPy's
+    error: float | None  # relative, to the float64 oracle; may be infinite or NaN
     status: str
     message: str
     source: str  # registry.Method.source_hash()
@@ -69,10 +66,7 @@ class Row:
     date: str  # ISO 8601, UTC
 
 
-Measurement = list[Row]
-COLUMNS = [field.name for field in fields(Row)]
-_TYPES = {field.name: field.type for field in fields(Row)}
-_HEADER = ",".join(COLUMNS)
+FIELDS = {field.name: field.type for field in fields(Measurement)}
 
 
 def results_folder(name: str | None = None) -> Path:
@@ -82,7 +76,7 @@ def results_folder(name: str | None = None) -> Path:
 
 def machines() -> list[str]:
     """The machines that have results, sorted by name."""
-    return sorted({file.parent.name for file in (data_folder() / "results").glob("*/*.csv")})
+    return sorted({file.parent.name for file in (data_folder() / "results").glob("*/*.jsonl")})
 
 
 def has(experiment: str, name: str) -> bool:
@@ -90,39 +84,32 @@ def has(experiment: str, name: str) -> bool:
     return _file(experiment, name).exists()
 
 
-def append(rows: Iterable[Row], experiment: str, name: str | None = None) -> None:
-    """Add whole measurements to a machine's results of an experiment, in one write that reaches the disk.
+def append(measurements: Iterable[Measurement], experiment: str, name: str | None = None) -> None:
+    """Add measurements to a machine's results of an experiment, in one write that reaches the disk.
 
-    `name` is the machine that measured them, this one by default. What a kill left incomplete at the end of the file
-    is cut off first, and said. ResultsError where the file is corrupt or cannot be written; nothing stored before is
-    lost then. ValueError for rows that are no measurements.
+    `name` is the machine that measured them, this one by default. A line that a kill left unfinished at the end of the
+    file is cut off first, and said. ResultsError where the file cannot be written; nothing stored before is lost then.
+    ValueError for what is no measurement.
     """
     path = _file(experiment, name or machine.name())
-    text = "".join(map(_line, rows))
-    _, incomplete = _measurements(text.split("\n")[:-1], "the rows given", first=1)
-    if incomplete:
-        raise ValueError(f"the rows of point {incomplete[0].point} are {len(incomplete)} of {incomplete[0].samples}")
+    data = "".join(map(_line, measurements)).encode()
     with _clear_errors(path), _locked(path.parent):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
-            _append_locked(descriptor, path, text)
+            _append_locked(descriptor, path, data)
         finally:
             os.close(descriptor)
 
 
-_lengths: dict[Path, int] = {}  # files whose content up to this length this process has read, checked or written
+_lengths: dict[Path, int] = {}  # files whose content up to this length this process has read or written
 
 
-def _append_locked(descriptor: int, path: Path, text: str) -> None:
-    length = os.fstat(descriptor).st_size
-    if length and _lengths.get(path) != length:
-        _, intact = _scan(path)
-        if intact < length:
-            print(f"{path.name}: cut off the last {length - intact} bytes, a point left incomplete", file=sys.stderr)
-            os.ftruncate(descriptor, intact)
-            length = intact
-    data = (text if length else f"{_HEADER}\n{text}").encode()
-    os.lseek(descriptor, length, os.SEEK_SET)
+def _append_locked(descriptor: int, path: Path, data: bytes) -> None:
+    before = path.read_bytes()
+    length = before.rfind(b"\n") + 1
+    if length < len(before):
+        print(f"{path.name}: cut off the last {len(before) - length} bytes, a line left unfinished", file=sys.stderr)
+        os.ftruncate(descriptor, length)
     try:
         written = 0
         while written < len(data):
@@ -136,7 +123,7 @@ def _append_locked(descriptor: int, path: Path, text: str) -> None:
 
 
 def load(experiment: str, machine: str | Iterable[str] | None = None) -> pd.DataFrame:
-    """The newest complete measurement of every point: a column a field of `Row`, and `machine` before them.
+    """The newest measurement of every point, as `frame` has them.
 
     `machine` is a name, several, or None for every machine that has this experiment. ResultsError where there is
     nothing, or where a file is corrupt: which line, why, and what would do.
@@ -144,18 +131,30 @@ def load(experiment: str, machine: str | Iterable[str] | None = None) -> pd.Data
     import pandas as pd  # only readers need it: a machine that measures may be without
 
     if machine is None:
-        names = [name for name in machines() if _file(experiment, name).exists()]
+        names = [name for name in machines() if has(experiment, name)]
     else:
         names = [machine] if isinstance(machine, str) else list(machine)
-    frames = [_frame(newest(experiment, name).values(), name) for name in names]
+    frames = [frame(newest(experiment, name).values(), name) for name in names]
     if not any(map(len, frames)):
         of = f" of {', '.join(names)}" if names else ""
         raise ResultsError(f"no results of {experiment!r}{of} under {data_folder() / 'results'}; `make sweep` measures")
     return pd.concat(frames, ignore_index=True)
 
 
+def frame(measurements: Iterable[Measurement], name: str) -> pd.DataFrame:
+    """A row a measurement and kind of sample: machine, kind, samples (seconds), and the other fields as they are."""
+    import pandas as pd
+
+    rows = []
+    for measurement in measurements:
+        for kind, seconds in (measurement.seconds or {"steady": []}).items():
+            rows.append(vars(measurement) | {"machine": name, "kind": kind, "samples": np.array(seconds, float)})
+    columns = ["machine", *FIELDS, "kind", "samples"]
+    return pd.DataFrame(rows, columns=columns).drop(columns="seconds").astype({"first_call": float, "error": float})
+
+
 def newest(experiment: str, name: str | None = None) -> dict[str, Measurement]:
-    """The newest complete measurement of each point by the point's key; empty where nothing was measured yet.
+    """The newest measurement of each point by the point's key; empty where nothing was measured yet.
 
     Of the machine `name`, this one by default. ResultsError for a corrupt file.
     """
@@ -163,7 +162,7 @@ def newest(experiment: str, name: str | None = None) -> dict[str, Measurement]:
     if not path.exists():
         return {}
     measurements, _lengths[path] = _scan(path)
-    return {measurement[0].point: measurement for measurement in measurements}  # the file is in order of time
+    return {measurement.point: measurement for measurement in measurements}  # the file is in order of time
 
 
 def grown(experiment: str) -> bool:
@@ -256,102 +255,74 @@ def check_writable(name: str | None = None) -> None:
 def _file(experiment: str, name: str) -> Path:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", experiment):
         raise ValueError(f"experiment is {experiment!r}; it names a file: letters, digits, '-', '_' and '.'")
-    return results_folder(name) / f"{experiment}.csv"
+    return results_folder(name) / f"{experiment}.jsonl"
 
 
-def _frame(measurements: Iterable[Measurement], name: str) -> pd.DataFrame:
-    import pandas as pd
+def _line(measurement: Measurement) -> str:
+    """A measurement as one line of a file; seconds to 6 significant digits. ValueError for what is none."""
+    values = asdict(measurement)
+    first, error = measurement.first_call, measurement.error
+    values["first_call"] = None if first is None else _digits(first, 6)
+    values["seconds"] = {kind: [_digits(one, 6) for one in times] for kind, times in measurement.seconds.items()}
+    # JSON has no word for NaN and infinity.
+    values["error"] = error if error is None else _digits(error, 3) if math.isfinite(error) else str(error)
+    values["message"] = " ".join(measurement.message.split())
+    if fault := _fault(values):
+        raise ValueError(f"the measurement of {measurement.method} {fault}")
+    return json.dumps(values, ensure_ascii=False) + "\n"
 
-    rows = [row for measurement in measurements for row in measurement]
-    columns = {column: [getattr(row, column) for row in rows] for column in COLUMNS}
-    frame = pd.DataFrame(columns).astype({"seconds": float, "error": float})
-    frame.insert(0, "machine", name)
-    return frame
 
-
-def _line(row: Row) -> str:
-    """A row as one line of the file; seconds to 6 significant digits."""
-    values = asdict(row)
-    values["seconds"] = "" if row.seconds is None else f"{row.seconds:.6g}"
-    values["error"] = "" if row.error is None else f"{row.error:.3g}"
-    values["message"] = " ".join(row.message.split())
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerow(values.values())
-    return out.getvalue()
+def _digits(value: float, count: int) -> float:
+    return float(f"{value:.{count}g}")
 
 
 def _scan(path: Path) -> tuple[list[Measurement], int]:
-    """The complete measurements in a file, and how many bytes they fill: what is behind them a kill left there."""
+    """The measurements in a file, and how long it is. What a kill left behind the last whole line is none of them."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise ResultsError(f"cannot read {path}: {error.strerror}") from None
-    whole = data[: data.rfind(b"\n") + 1]
+    lines = data.split(b"\n")[:-1]
+    return [_parse(line, path, number) for number, line in enumerate(lines, 1)], len(data)
+
+
+def _parse(line: bytes, file: Path, number: int) -> Measurement:
     try:
-        lines = whole.decode().split("\n")[:-1]
-    except UnicodeDecodeError as error:
-        line = whole.count(b"\n", 0, error.start) + 1
-        raise _corrupt(path, line, "is no text in UTF-8") from None
-    if not lines and f"{_HEADER}\n".encode().startswith(data):
-        return [], 0
-    if not lines or lines[0] != _HEADER:
-        raise _corrupt(path, 1, f"is not the header {','.join(COLUMNS[:3])},...,{COLUMNS[-1]}")
-    measurements, incomplete = _measurements(lines[1:], path, first=2)
-    tail = lines[len(lines) - len(incomplete) :]
-    return measurements, len(whole) - sum(len(line.encode()) + 1 for line in tail)
+        values = json.loads(line)
+    except ValueError as error:  # text that is not UTF-8 is one too
+        raise _corrupt(file, number, f"is no JSON ({error})") from None
+    if fault := _fault(values):
+        raise _corrupt(file, number, fault)
+    if isinstance(values["error"], str):
+        values["error"] = float(values["error"])
+    return Measurement(**values)
 
 
-def _measurements(lines: list[str], file: Path | str, first: int) -> tuple[list[Measurement], Measurement]:
-    """Lines as measurements, and the rows of a last one that is incomplete. `first` is the number of lines[0]."""
-    measurements, current = [], []
-    for number, line in enumerate(lines, first):
-        row = _parse(line, file, number)
-        found = (row.point, row.samples, row.sample)
-        due = (current[0].point, current[0].samples, len(current)) if current else (row.point, row.samples, 0)
-        if found != due:
-            is_here, belongs = ("sample {2} of {1} of point {0}".format(*place) for place in (found, due))
-            raise _corrupt(file, number, f"is {is_here} where {belongs} belongs")
-        current.append(row)
-        if len(current) == row.samples:
-            measurements.append(current)
-            current = []
-    return measurements, current
+def _fault(values: Any) -> str:
+    """Why these are not the fields of a measurement; "" if they are."""
+    if not isinstance(values, dict):
+        return "is no mapping"
+    if unlike := values.keys() ^ FIELDS.keys():
+        name = min(unlike)
+        return f"has {'an unknown' if name in values else 'no'} {name}"
+    return next((f"has {value!r} as {name}" for name, value in values.items() if not _may_be(name, value)), "")
 
 
-def _parse(line: str, file: Path | str, number: int) -> Row:
-    try:
-        values = next(csv.reader([line], strict=True), [])
-    except csv.Error as error:
-        raise _corrupt(file, number, f"is no CSV ({error})") from None
-    if len(values) != len(COLUMNS):
-        raise _corrupt(file, number, f"has {len(values)} fields, not {len(COLUMNS)}")
-    parsed = {}
-    for column, value in zip(COLUMNS, values, strict=True):
-        try:
-            parsed[column] = _value(column, value)
-        except ValueError:
-            raise _corrupt(file, number, f"has {value!r} as {column}") from None
-    return Row(**parsed)
-
-
-def _value(column: str, text: str) -> Any:
-    """A field's value. ValueError where the text cannot be one."""
-    kind = _TYPES[column]
+def _may_be(name: str, value: Any) -> bool:
+    kind = FIELDS[name]
     if kind == "int":
-        value = int(text)
-        if value < (column == "samples"):
-            raise ValueError
-        return value
+        return type(value) is int and value >= 0
+    if kind == "str":
+        return isinstance(value, str) and (name != "status" or value in STATUSES)
     if kind == "float | None":
-        value = float(text) if text else None
-        # An error may be infinite or NaN (that is what makes a method inaccurate); a time may not.
-        if column == "seconds" and value is not None and not 0 <= value < math.inf:
-            raise ValueError
-        return value
-    known = {"kind": KINDS, "status": STATUSES}.get(column)
-    if (known and text not in known) or (column in ("point", "method") and not text):
-        raise ValueError
-    return text
+        return value is None or _is_time(value) or (name == "error" and value in ("nan", "inf"))
+    return isinstance(value, dict) and all(isinstance(times, list) and all(map(_is_time, times))
+                                           for times in value.values())  # fmt: skip
+
+
+def _is_time(value: Any) -> bool:
+    """Whether it is a number, not negative, and neither infinite nor NaN."""
+    return isinstance(value, int | float) and 0 <= value < math.inf
 
 
 def _corrupt(file: Path | str, line: int, what: str) -> ResultsError:

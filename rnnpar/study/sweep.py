@@ -220,13 +220,13 @@ def measure_here(experiment: Mapping[str, Any]) -> bool:
                 if store.grown(name):
                     stored = store.newest(name)
                 due = wanted[point] if tries[point] else remaining({point: wanted[point]}, stored).get(point, [])
-                rows = measure.measure_group(point, due, *limits) if due else []
-                store.append([row for row in rows if not known_unsupported(row, stored)], name)
+                found = measure.measure_group(point, due, *limits) if due else []
+                store.append(news(found, stored), name)
             if not tries[point]:
                 elsewhere += len(wanted[point]) - len(due)
                 bar.update(len(wanted[point]))
             tries[point] += 1
-            if tries[point] <= experiment["again"] and any(FEW in row.message for row in rows):
+            if tries[point] <= experiment["again"] and any(FEW in one.message for one in found):
                 queue.append(point)
         if elsewhere:
             bar.write(f"{elsewhere} of them another sweep has measured meanwhile")
@@ -334,21 +334,21 @@ def _stands(
     point: measure.Point, method: str, options: Mapping[str, Any], stored: Mapping[str, store.Measurement]
 ) -> bool:
     """Whether a measurement is stored that would not come out differently now, by the source of what ran."""
-    row = stored.get(measure.key(point, method, measure.workers(options)), [None])[0]
-    if row is None or row.status == "unsupported":
+    found = stored.get(measure.key(point, method, measure.workers(options)))
+    if found is None or found.status == "unsupported":
         return False
     if method == "auto":  # what it would choose now, which the model says, and whether that is what ran
         net = measure.build(point)[0]
         method = model.fastest(net, point.T, point.B, **options)
-        if row.message.split(";")[0] != method:
+        if found.message.split(";")[0] != method:
             return False
-    return row.source == measure.source(method)
+    return found.source == measure.source(method)
 
 
-def known_unsupported(row: store.Row, stored: Mapping[str, store.Measurement]) -> bool:
-    """Whether `row` only says again that a method cannot do this point."""
-    old = stored.get(row.point, [None])[0]
-    return bool(old) and row.status == old.status == "unsupported" and row.message == old.message
+def news(found: Iterable[store.Measurement], stored: Mapping[str, store.Measurement]) -> list[store.Measurement]:
+    """Those of `found` that do not only say again that a method cannot do a point."""
+    known = {(point, old.message) for point, old in stored.items() if old.status == "unsupported"}
+    return [one for one in found if one.status != "unsupported" or (one.point, one.message) not in known]
 
 
 def summary(experiments: Iterable[str], machines: Iterable[str] | None = None) -> pd.DataFrame:
@@ -357,7 +357,7 @@ def summary(experiments: Iterable[str], machines: Iterable[str] | None = None) -
     if not stored:
         return pd.DataFrame()
     rows = pd.concat([store.load(one, name).assign(experiment=one) for one, name in stored])
-    first = rows[rows["sample"] == 0]
+    first = rows.drop_duplicates(["experiment", "machine", "point"])
     index = [first[key] for key in ("experiment", "machine") if first[key].nunique() > 1] + [first["method"]]
     return pd.crosstab(index, first["status"]).rename_axis([None] * len(index)).rename_axis(None, axis=1)
 

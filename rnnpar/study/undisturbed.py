@@ -13,6 +13,7 @@ import pandas as pd
 
 from rnnpar import machine
 from rnnpar.study import measure
+from rnnpar.study.store import Measurement
 
 METHODS = ("serial/compiled", "threads/rows")
 BUDGET_S = 0.3  # for the samples of a method in a round
@@ -53,7 +54,6 @@ def beside_dask(rounds: int = 5, H: int = 256, T: int = 1024) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def _medians(rows: list) -> dict[str, float]:
+def _medians(found: list[Measurement]) -> dict[str, float]:
     """method -> median seconds of a call."""
-    steady = {name: [row.seconds for row in rows if row.method == name and row.kind == "steady"] for name in METHODS}
-    return {name: float(np.median(seconds)) for name, seconds in steady.items()}
+    return {one.method: float(np.median(one.seconds["steady"])) for one in found}

@@ -27,7 +27,7 @@ ORIGIN = {"origin-large": dict(H=50, I=50, O=8000, T=15), "origin-small": dict(H
 
 
 def measured(method, seconds, **shape):
-    """A measurement's rows; I and O are H, and a method of threads ran on two, unless told otherwise."""
+    """A measurement in a list; I and O are H, and a method of threads ran on two, unless told otherwise."""
     shape = {"I": shape["H"], "O": shape["H"], "threads": 1 + method.startswith("threads/")} | shape
     return row(method, [seconds], **shape)
 

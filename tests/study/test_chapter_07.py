@@ -20,7 +20,7 @@ PARTS = "inputs=1e-05 solve=3e-03 check=1e-03 outputs=1e-05"
 
 
 def measured(method, seconds=1e-3, iterations=0, exponent=-0.5, refused=False, **shape):
-    """A measurement's rows, with the message of a call that was answered, or refused."""
+    """A measurement in a list, with the message of a call that was answered, or refused."""
     told = f"iterations={iterations} exponent={exponent} {PARTS}" if iterations else ""
     if refused:
         told = (f"NotConverged: it came to a residual of 4.5e-06 after {iterations} iterations, but not to an answer: "

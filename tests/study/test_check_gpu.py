@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import signal
@@ -10,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -128,33 +128,34 @@ def test_a_method_that_hangs_is_ended_in_time(here, monkeypatch, capsys):
     assert "did not answer within 3 s" in capsys.readouterr().out
 
 
-def rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "gpu.csv").open() as file:
-        return list(csv.DictReader(file))
+def kept(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "gpu.jsonl").read_text().splitlines()]
 
 
 def test_a_sweep_tells_device_arrays_from_numpy_arrays(here, capsys):
     assert command("--only", "sweep", "--methods", GOOD) == 0
-    found = rows(here)
-    assert [row["kind"] for row in found] == (["compile"] + ["steady"] * 3 + ["transfer"] * 2) * 2
-    assert {(row["method"], row["H"], row["B"]) for row in found} == {
-        ("numba_cuda/good", "8", "1"), ("numba_cuda/good", "6", "2")
-    }  # fmt: skip
-    assert all(float(row["error"]) < 1e-6 and float(row["seconds"]) > 0 and row["T"] == "4" for row in found)
-    assert len(store.load("gpu", "imaginary-9-2c-0000")) == 12
+    found = kept(here)
+    assert [(one["method"], one["H"], one["B"], one["T"]) for one in found] == [
+        ("numba_cuda/good", 8, 1, 4), ("numba_cuda/good", 6, 2, 4)
+    ]  # fmt: skip
+    for one in found:
+        assert {kind: len(times) for kind, times in one["seconds"].items()} == {"steady": 3, "transfer": 2}
+        assert min(one["first_call"], *one["seconds"]["steady"], *one["seconds"]["transfer"]) > 0
+        assert one["error"] < 1e-6
+    assert len(store.load("gpu", "imaginary-9-2c-0000")) == 4
     known = json.loads((here / "machine.json").read_text())
     assert known["gpu"]["name"] == "NVIDIA Imaginary 9"
     assert "gpu" in known["measured"]
     assert command("--only", "sweep", "--methods", GOOD) == 0
     assert "0 points to measure" in capsys.readouterr().out
-    assert rows(here) == found
+    assert kept(here) == found
 
 
 def test_what_has_been_sampled_long_enough_is_sampled_no_more(here, monkeypatch):
     """On the first GPU one method that took ten seconds a call used up the time of thirty shapes."""
     monkeypatch.setattr(check_gpu, "ENOUGH_S", 0.0)
     assert command("--only", "sweep", "--methods", GOOD) == 0
-    assert [row["kind"] for row in rows(here)] == ["compile", "steady", "transfer"] * 2
+    assert [[len(times) for times in one["seconds"].values()] for one in kept(here)] == [[1, 1]] * 2
 
 
 def test_shapes_without_results_come_first(here, monkeypatch, capsys):
@@ -164,11 +165,7 @@ def test_shapes_without_results_come_first(here, monkeypatch, capsys):
         assert command("--only", "sweep", "--methods", GOOD) == 0
     monkeypatch.setattr(check_gpu, "source_of", lambda method: "changed")
     assert command("--only", "sweep", "--methods", GOOD) == 0
-    assert [(row["H"], row["B"]) for row in rows(here) if row["kind"] == "compile"] == [
-        ("8", "1"),
-        ("6", "2"),
-        ("8", "1"),
-    ]
+    assert [(one["H"], one["B"]) for one in kept(here)] == [(8, 1), (6, 2), (8, 1)]
 
 
 def test_methods_in_time_meet_the_others_on_one_long_sequence(here, monkeypatch):
@@ -185,7 +182,7 @@ def test_methods_in_time_meet_the_others_on_one_long_sequence(here, monkeypatch)
 
 def test_options_are_named_in_the_results(here):
     assert command("--only", "sweep", "--methods", "good barrier=(counter|grid)$") == 0
-    assert {row["method"] for row in rows(here)} == {"numba_cuda/good barrier=counter", "numba_cuda/good barrier=grid"}
+    assert {one["method"] for one in kept(here)} == {"numba_cuda/good barrier=counter", "numba_cuda/good barrier=grid"}
 
 
 @pytest.mark.parametrize(
@@ -193,8 +190,9 @@ def test_options_are_named_in_the_results(here):
 )
 def test_what_is_wrong_is_never_a_time(here, capsys, method, status, words):
     assert command("--only", "sweep", "--methods", f"/{method}$") == 1
-    found = rows(here)
-    assert {(row["status"], row["seconds"]) for row in found} == {(status, "")}
+    found = kept(here)
+    assert {one["status"] for one in found} == {status}
+    assert not any(one["seconds"] or one["first_call"] for one in found)
     assert words in found[0]["message"]
     assert f"WRONG: numba_cuda/{method} at H=8 B=1: {status}" in capsys.readouterr().out
 
@@ -218,16 +216,15 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path):
                 break
     assert process.wait(20) == -signal.SIGKILL
     folder = tmp_path / "results" / "imaginary-9-2c-0000"
-    before = rows(folder)
+    before = kept(folder)
     done = subprocess.run(arguments, timeout=60, **how)
     assert done.returncode == 0
-    left = 3 - len({row["H"] for row in before})
+    left = 3 - len({one["H"] for one in before})
     assert f"{left} points to measure at {left} shapes" in done.stdout
     assert 1 <= left <= 2
-    after = rows(folder)
+    after = kept(folder)
     assert after[: len(before)] == before
-    assert sorted({row["H"] for row in after}) == ["5", "6", "8"]
-    assert len(after) == 3 * 6
+    assert sorted(one["H"] for one in after) == [5, 6, 8]
 
 
 # --- sanitizers and the hardware's checks ------------------------------------------------------------------------
@@ -336,4 +333,4 @@ def test_neither_notebooks_nor_pandas_are_needed(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "3 points to measure at 3 shapes" in done.stdout
-    assert len(rows(tmp_path / "results" / "imaginary-9-2c-0000")) == 3 * 6
+    assert len(kept(tmp_path / "results" / "imaginary-9-2c-0000")) == 3

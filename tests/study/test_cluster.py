@@ -100,8 +100,8 @@ def as_machines(*names):
 
 def stored(name=None, experiment="tiny") -> Counter:
     """How often each point stands in the file of results; empty where there is none."""
-    file = store.results_folder(name) / f"{experiment}.csv"
-    return Counter(rows[0].point for rows in store._scan(file)[0]) if file.exists() else Counter()
+    file = store.results_folder(name) / f"{experiment}.jsonl"
+    return Counter(one.point for one in store._scan(file)[0]) if file.exists() else Counter()
 
 
 def each_once(points, name=None) -> None:

@@ -6,11 +6,10 @@ import json
 import os
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from rnnpar import machine, peaks
-from rnnpar.study import measure, peers, results, scan_probe
+from rnnpar.study import measure, peers, results, scan_probe, store
 from rnnpar.study.cores import FEW, SHARED, SIZE, Cores, count, usual_meeting, usual_seconds
 from rnnpar.study.measure import Point
 
@@ -102,17 +101,17 @@ def test_few_samples_count_all_the_same():
 
 def test_a_round_on_shared_cores_is_taken_again(cores):
     cores.answers[:] = [True, True, False, True, True, True, True]  # the 2nd round ends on shared ones, the 3rd begins
-    rows = measure.measure_group(POINT, METHODS, 4, 1.0, np.random.default_rng(0))
-    assert [row.samples for row in rows] == [5] * 10
-    assert {row.message for row in rows} == {f"{SHARED}: 2 samples left out"}
+    found = measure.measure_group(POINT, METHODS, 4, 1.0, np.random.default_rng(0))
+    assert [len(one.seconds["steady"]) for one in found] == [4] * 2
+    assert {one.message for one in found} == {f"{SHARED}: 2 samples left out"}
     assert cores.asked == 1 + 6
 
 
 def test_where_cores_are_never_whole_it_ends_and_says_so(cores):
     cores.answers[:] = [False] * 100
-    rows = measure.measure_group(POINT, METHODS, 4, 1.0, np.random.default_rng(0))
-    assert [row.samples for row in rows] == [1 + 8] * 18  # twice the rounds
-    assert {(row.status, row.message) for row in rows} == {("ok", f"{SHARED}: 8 of 8 {FEW}")}
+    found = measure.measure_group(POINT, METHODS, 4, 1.0, np.random.default_rng(0))
+    assert [len(one.seconds["steady"]) for one in found] == [8] * 2  # twice the rounds
+    assert {(one.status, one.message) for one in found} == {("ok", f"{SHARED}: 8 of 8 {FEW}")}
 
 
 def test_a_method_that_fails_in_a_round_set_aside_stays_failed(cores, monkeypatch):
@@ -125,30 +124,29 @@ def test_a_method_that_fails_in_a_round_set_aside_stays_failed(cores, monkeypatc
             self.fail(RuntimeError("lost"))
 
     monkeypatch.setattr(measure.Trial, "sample", fails)
-    rows = measure.measure_group(POINT, METHODS, 4, 1.0, np.random.default_rng(0))
-    assert [(row.status, row.samples) for row in rows if row.method == "serial/naive"] == [("error", 1)]
-    assert len([row for row in rows if row.method == "serial/hoisted"]) == 9
+    found = measure.measure_group(POINT, METHODS, 4, 1.0, np.random.default_rng(0))
+    assert [one.status for one in found] == ["error", "ok"]
+    assert [len(one.seconds.get("steady", [])) for one in found] == [0, 8]
 
 
 def test_the_scans_rounds_are_taken_again(cores):
     cores.answers[:] = [True, False]
-    rows = scan_probe.measure_scans(rounds=3, T=256, H=8)
-    assert {row.samples for row in rows} == {3}
-    assert {row.message for row in rows} == {f"segments={scan_probe.SEGMENTS}; {SHARED}: 1 sample left out"}
+    found = scan_probe.measure_scans(rounds=3, T=256, H=8)
+    assert {len(one.seconds["steady"]) for one in found} == {3}
+    assert {one.message for one in found} == {f"segments={scan_probe.SEGMENTS}; {SHARED}: 1 sample left out"}
 
 
 def test_rounds_of_bursts_are_taken_again_for_all(cores):
     cores.answers[:] = [True, True, False]  # before each of two, and after the round
-    rows = measure.measure_group(POINT, METHODS, 3, 1.0, np.random.default_rng(0), 10.0, peers.Burst)
-    assert {row.status for row in rows} == {"ok"}
-    assert {row.samples for row in rows} == {1 + 3}
-    assert {row.message.split("; ")[-1] for row in rows} == {f"{SHARED}: 1 sample left out"}
+    found = measure.measure_group(POINT, METHODS, 3, 1.0, np.random.default_rng(0), 10.0, peers.Burst)
+    assert {one.status for one in found} == {"ok"}
+    assert {len(one.seconds["steady"]) for one in found} == {3}
+    assert {one.message.split("; ")[-1] for one in found} == {f"{SHARED}: 1 sample left out"}
 
 
 def test_a_chapter_says_where_samples_on_shared_cores_count(cores):
     cores.answers[:] = [False] * 100
-    rows = measure.measure_group(POINT, METHODS, 4, 1.0, np.random.default_rng(0))
-    frame = pd.DataFrame([vars(row) | {"machine": "a-machine"} for row in rows])
-    runs = results.measurements(frame)
+    found = measure.measure_group(POINT, METHODS, 4, 1.0, np.random.default_rng(0))
+    runs = results.table(store.frame(found, "a-machine"))
     assert "In 2 of them fewer than 3 samples are from whole cores" in results.banner(runs).data
     assert "whole cores" not in results.banner(runs.assign(message="")).data

@@ -91,7 +91,7 @@ def test_what_another_machine_measured_counts_for_that_one(tmp_path, monkeypatch
     monkeypatch.setenv("RNNPAR_DATA", str(tmp_path))
     for name, experiment in (("a-machine", "sweep"), ("b-machine", "in_time")):
         (tmp_path / "results" / name).mkdir(parents=True)
-        (tmp_path / "results" / name / f"{experiment}.csv").write_text("")
+        (tmp_path / "results" / name / f"{experiment}.jsonl").write_text("")
     (tmp_path / "a-machine").mkdir()
     for chapter, by in (("03", ""), ("07", ""), ("08", "b-machine")):
         bundle = check("faster", GAIN, at_least=0, by=by)._repr_mimebundle_()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import time
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from rnnpar import model, registry
 from rnnpar.kernels.trace import STEPS, WAIT, Span, Trace
 from rnnpar.study import explore, live, results
 from rnnpar.study.explore import Explorer, Setting, measured
-from rnnpar.study.store import Row
+from rnnpar.study.store import Measurement
 
 
 @pytest.fixture(scope="module")
@@ -62,18 +61,18 @@ def test_the_models_line_is_the_models(costs):
     assert seconds[at] == costs.predict("threads/rows", setting.work, 2) / setting.T
 
 
-def row(seconds: float, sample: int = 1, status: str = "ok", message: str = "") -> Row:
-    return Row(
-        point="p", workload="random", method="threads/rows", H=256, I=256, O=256, T=128, B=1, layers=1, threads=2,
-        sample=sample, samples=3, kind="steady" if sample else "compile", seconds=seconds, error=1e-7, status=status,
-        message=message, source="s", revision="r", date="2026-11-23",
+def one(*seconds: float, method: str = "threads/rows", status: str = "ok", message: str = "") -> Measurement:
+    return Measurement(
+        point="p", workload="random", method=method, H=256, I=256, O=256, T=128, B=1, layers=1, threads=2,
+        first_call=9.0 if seconds else None, seconds={"steady": list(seconds)} if seconds else {}, error=1e-7,
+        status=status, message=message, source="s", revision="r", date="2026-11-23",
     )  # fmt: skip
 
 
 def test_a_measured_point_and_one_that_failed():
-    good = measured([row(9.0, 0), row(1e-3), row(3e-3, 2), row(2e-3, 3)])
+    good = measured(one(1e-3, 3e-3, 2e-3))
     assert good.seconds == 2e-3
-    bad = measured([row(None, 0, "oom", "MemoryError: <no room>")])
+    bad = measured(one(status="oom", message="MemoryError: <no room>"))
     assert np.isnan(bad.seconds)
     said = explore.answer(None, Setting(methods=("threads/rows",)), {Setting().key("threads/rows"): bad})
     assert "does not fit" in said
@@ -82,20 +81,19 @@ def test_a_measured_point_and_one_that_failed():
 
 def test_the_answer_compares_and_names_noise(costs):
     setting = Setting(threads=2)
-    one, other = (setting.key(method) for method in setting.methods)
-    fast = measured([row(9.0, 0), row(1e-4), row(1e-4, 2)])
-    slow, level = (measured([replace(row(9.0, 0), method=other[0]), replace(row(time), method=other[0]),
-                             replace(row(time, 2), method=other[0])]) for time in (2e-4, 1e-4))  # fmt: skip
-    said = explore.answer(costs, setting, {one: fast, other: slow})
+    first, other = (setting.key(method) for method in setting.methods)
+    fast = measured(one(1e-4, 1e-4))
+    slow, level = (measured(one(time, time, method=other[0])) for time in (2e-4, 1e-4))
+    said = explore.answer(costs, setting, {first: fast, other: slow})
     assert "threads/rows is 2 times as fast as serial/compiled." in said.replace("2.0", "2").replace("2.00", "2")
     assert "predicted" in said
-    assert "within the noise" in explore.answer(costs, setting, {one: fast, other: level})
+    assert "within the noise" in explore.answer(costs, setting, {first: fast, other: level})
 
 
 @pytest.mark.parametrize("axis", explore.AXES)
 def test_the_picture_along_every_axis(costs, axis):
     setting = Setting(threads=2)
-    found = {setting.key("threads/rows"): measured([row(9.0, 0), row(2e-4), row(3e-4, 2)])}
+    found = {setting.key("threads/rows"): measured(one(2e-4, 3e-4))}
     figure = explore.picture(costs, setting, axis, found)
     (ax,) = figure.axes
     ringed = [line for line in ax.lines if line.get_markersize() == 11]
@@ -148,7 +146,7 @@ def test_messages_become_points_and_timelines(explorer):
     explorer._heard(live.Message(number, "progress", "measuring <b>", 1, 4))
     assert explorer.progress.value == 0.25
     assert "&lt;b&gt;" in explorer.status.value
-    explorer._heard(live.Message(number, "rows", method="threads/rows", data=[row(2.0, 0), row(2e-4)]))
+    explorer._heard(live.Message(number, "measured", method="threads/rows", data=one(2e-4)))
     assert "measured" in explorer.answer.value
     explorer._heard(live.Message(number, "trace", method="threads/rows", data=traced()))
     assert "What each thread did" in explorer.lanes.value
@@ -173,7 +171,7 @@ def test_a_stale_message_is_not_heard(explorer):
     explorer.bench.submit = lambda job: None
     explorer.measure()
     explorer.sliders["H"].value = 64  # the run is left off
-    explorer._heard(live.Message(explorer.bench.number, "rows", method="threads/rows", data=[row(1.0)]))
+    explorer._heard(live.Message(explorer.bench.number, "measured", method="threads/rows", data=one(1.0)))
     assert explorer.results == {}
 
 

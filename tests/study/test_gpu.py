@@ -12,25 +12,21 @@ from rnnpar import machine
 from rnnpar.kernels.launch import A100, H100, T4
 from rnnpar.peaks import GPU_VERSION
 from rnnpar.study import gpu, results, store
-from rnnpar.study.measure import Point, key
-from rnnpar.study.store import Row
+from rnnpar.study.measure import Point, identity
+from rnnpar.study.store import Measurement
 from tests.chapters import figures, outcomes, run
 
 NAME = "nvidia-a100-16c-abcd"
 PEER = "peers/cudnn tf32=False"
 
 
-def rows_of(method: str, H: int, B: int, device_us: float, numpy_us: float, status: str = "ok") -> list[Row]:
-    """A measurement as check_gpu stores it: microseconds a step from device arrays, and from NumPy arrays."""
-    times = [("compile", 1.0)]
-    if status == "ok":
-        times += [("steady", device_us * 512e-6 * f) for f in (0.99, 1.0, 1.01)] + [("transfer", numpy_us * 512e-6)]
-    point = Point("random", H, H, H, 512, B)
-    return [
-        Row(key(point, method, 1), "random", method, H, H, H, 512, B, 1, 1, index, len(times),
-            seconds if status == "ok" else None, kind, 1e-7, status, "", "", "", "2026-11-01T00:00:00+00:00")
-        for index, (kind, seconds) in enumerate(times)
-    ]  # fmt: skip
+def measurement(method: str, H: int, B: int, device_us: float, numpy_us: float, status: str = "ok") -> Measurement:
+    """One as check_gpu stores it: microseconds a step from device arrays, and from NumPy arrays."""
+    times = {"steady": [device_us * 512e-6 * f for f in (0.99, 1.0, 1.01)], "transfer": [numpy_us * 512e-6]}
+    good = status == "ok"
+    told = identity(Point("random", H, H, H, 512, B), method, 1) | {"date": "2026-11-01T00:00:00+00:00"}
+    return Measurement(**told, first_call=1.0 if good else None, seconds=times if good else {}, error=1e-7,
+                       status=status, message="", source="")  # fmt: skip
 
 
 @pytest.fixture
@@ -46,11 +42,12 @@ def nothing(monkeypatch, tmp_path):
 def measured(nothing, monkeypatch):
     """A machine with an A100 ran check-gpu: persistent is 4 times as fast as a peer at H = 512, 2 times at 1,024."""
     monkeypatch.setattr(machine, "name", lambda: NAME)
-    rows = []
+    found = []
     for H, peer_us in ((512, 8.0), (1024, 4.0)):
-        rows += rows_of("numba_cuda/persistent", H, 1, 2.0, 20.0) + rows_of(PEER, H, 1, peer_us, 30.0)
-    rows += rows_of("numba_cuda/block", 512, 1, 0, 0, "unsupported") + rows_of("numba_cuda/block", 256, 1, 1.5, 15.0)
-    store.append(rows, "gpu")
+        found += [measurement("numba_cuda/persistent", H, 1, 2.0, 20.0), measurement(PEER, H, 1, peer_us, 30.0)]
+    found += [measurement("numba_cuda/block", 512, 1, 0, 0, "unsupported")]
+    found += [measurement("numba_cuda/block", 256, 1, 1.5, 15.0)]
+    store.append(found, "gpu")
     store.save_machine({"name": NAME, "gpu": {"name": A100.name}, "gpu_limits": asdict(A100)})
     store.update_machine(
         "gpu_checks", {"hardware fences": {"status": "ok"}, "memcheck numba_cuda/steps": {"status": "wrong"}}
@@ -98,9 +95,8 @@ def test_device_times_and_numpy_times_are_told_apart(measured):
 
 
 def test_points_of_an_earlier_version_are_named(measured, monkeypatch):
-    later = [replace(row, source="new", date="2026-11-02T00:00:00+00:00")
-             for row in rows_of("numba_cuda/persistent", 2048, 1, 4.0, 20.0)]  # fmt: skip
-    store.append(later, "gpu", NAME)
+    later = measurement("numba_cuda/persistent", 2048, 1, 4.0, 20.0)
+    store.append([replace(later, source="new", date="2026-11-02T00:00:00+00:00")], "gpu", NAME)
     _, shown = run("04", monkeypatch)
     assert "At H = 256 with B = 1, H = 512 with B = 1, H = 1,024 with B = 1 some" in said(shown)
 
@@ -125,7 +121,7 @@ def test_one_block_is_judged_only_where_its_sizes_were_measured(measured, monkey
 
     def store_cluster(blocks: int, H: int, device_us: float) -> None:
         monkeypatch.setattr(machine, "name", lambda: NAME)
-        store.append(rows_of(f"cupy_gpu/cluster blocks={blocks}", H, 1, device_us, 9.0), "gpu")
+        store.append([measurement(f"cupy_gpu/cluster blocks={blocks}", H, 1, device_us, 9.0)], "gpu")
 
     store_cluster(8, 256, 0.6)
     assert fared() == ("not measured", "held")

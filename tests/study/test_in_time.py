@@ -32,8 +32,8 @@ def runs(tmp_path_factory) -> pd.DataFrame:
         patch.setenv("RNNPAR_DATA", str(folder))
         patch.setattr(measure, "cores", lambda: SimpleNamespace(whole=lambda: True))
         for point, methods in todo:
-            rows = measure.measure_group(point, methods, 2, 0.5, np.random.default_rng(0))
-            store.append(rows, "in_time")
+            found = measure.measure_group(point, methods, 2, 0.5, np.random.default_rng(0))
+            store.append(found, "in_time")
         store.append(scan_probe.measure_scans(2, T=400), "in_time")
         return results.numbers(results.load(experiment="in_time"))
 

@@ -19,14 +19,14 @@ SMALL = Point("random", 8, 8, 8, 5, 2)
 def test_a_job_from_beginning_to_end():
     messages = list(live.run(1, Job(SMALL, ("serial/naive", "serial/hoisted"), 1)))
     kinds = [message.kind for message in messages]
-    assert kinds.count("rows") == 2
+    assert kinds.count("measured") == 2
     assert "trace" not in kinds
     steps = [message.done for message in messages if message.kind == "progress"]
     assert steps == sorted(steps)
     assert all(message.done <= message.of for message in messages)
-    rows = next(message.data for message in messages if message.kind == "rows")
-    assert {row.status for row in rows} == {"ok"}
-    assert rows[0].error < 1e-5
+    found = next(message.data for message in messages if message.kind == "measured")
+    assert found.status == "ok"
+    assert found.error < 1e-5
 
 
 def test_time_and_ranks_are_measured_too():
@@ -36,8 +36,8 @@ def test_time_and_ranks_are_measured_too():
     if registry.find("mpi/rows").available:
         assert live.options("mpi/rows", 2) == {"ranks": 2, "threads": 1}
         methods.append("mpi/rows")
-    rows = [message.data for message in live.run(1, Job(SMALL, tuple(methods), 2)) if message.kind == "rows"]
-    assert [(data[0].method, data[0].threads, data[-1].status) for data in rows] == [(m, 2, "ok") for m in methods]
+    found = [told.data for told in live.run(1, Job(SMALL, tuple(methods), 2)) if told.kind == "measured"]
+    assert [(one.method, one.threads, one.status) for one in found] == [(m, 2, "ok") for m in methods]
 
 
 def test_what_the_model_does_not_know_is_not_free():
@@ -92,7 +92,7 @@ def heard():
 
 def test_a_bench_measures_stops_and_goes_on(heard: Heard):
     heard.bench.submit(Job(SMALL, ("serial/naive",), 1))
-    assert heard.until("rows").method == "serial/naive"
+    assert heard.until("measured").method == "serial/naive"
     heard.until("end")
     assert not heard.bench.busy
     # A job of minutes: stopped, its process is gone and another one takes the next job.
@@ -105,12 +105,12 @@ def test_a_bench_measures_stops_and_goes_on(heard: Heard):
     assert time.monotonic() - begin < 2
     assert old.poll() is not None
     number = heard.bench.submit(Job(SMALL, ("serial/hoisted",), 1))
-    assert heard.until("rows").job == number
+    assert heard.until("measured").job == number
     # A newer job replaces one that does not listen, within the time of grace and that of a start.
     heard.bench.submit(Job(long, ("serial/naive",), 1))
     heard.until("progress")
     number = heard.bench.submit(Job(SMALL, ("serial/naive",), 1))
-    assert heard.until("rows").job == number
+    assert heard.until("measured").job == number
     heard.until("end")
 
 

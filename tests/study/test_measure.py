@@ -1,4 +1,4 @@
-"""Timing one shape: what the rows say, and that no time is kept that the oracle has not seen."""
+"""Timing one shape: what a measurement says, and that no time is kept that the oracle has not seen."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ POINT = Point("random", H=8, I=4, O=6, T=5, B=2)
 METHODS = [("serial/naive", {}), ("serial/hoisted", {})]
 
 
-def rows_of(methods=METHODS, point=POINT, samples=4, budget_s=1.0, **options):
+def measured(methods=METHODS, point=POINT, samples=4, budget_s=1.0, **options):
     return measure.measure_group(point, methods, samples, budget_s, np.random.default_rng(0), **options)
 
 
@@ -57,23 +57,23 @@ def fake(monkeypatch):
     return use
 
 
-def test_rows_of_two_methods():
-    rows = rows_of()
-    assert len(rows) == 2 * 5
-    assert [row.kind for row in rows] == (["compile"] + ["steady"] * 4) * 2
-    assert [row.sample for row in rows] == [0, 1, 2, 3, 4] * 2
-    for row in rows:
-        assert (row.H, row.I, row.O, row.T, row.B, row.layers, row.threads) == (8, 4, 6, 5, 2, 1, 1)
-        assert (row.samples, row.status, row.message) == (5, "ok", "")
-        assert 0 <= row.error < 1e-6
-        assert row.seconds > 0
-        assert row.source == registry.find(row.method).source_hash()
-    assert len({row.point for row in rows}) == 2
+def test_two_methods():
+    found = measured()
+    assert [one.method for one in found] == ["serial/naive", "serial/hoisted"]
+    for one in found:
+        assert (one.H, one.I, one.O, one.T, one.B, one.layers, one.threads) == (8, 4, 6, 5, 2, 1, 1)
+        assert (one.status, one.message) == ("ok", "")
+        assert one.seconds.keys() == {"steady"}
+        assert len(one.seconds["steady"]) == 4
+        assert min(one.first_call, *one.seconds["steady"]) > 0
+        assert 0 <= one.error < 1e-6
+        assert one.source == registry.find(one.method).source_hash()
+    assert len({one.point for one in found}) == 2
 
 
 def test_rounds_are_interleaved_and_shuffled(fake):
     fake()
-    rows_of(samples=20, budget_s=1e9)
+    measured(samples=20, budget_s=1e9)
     timed = [method for method, call in Fake.log if call >= 2]  # 1 s a call: no more warming up, one call a sample
     rounds = [tuple(timed[start : start + 2]) for start in range(0, len(timed), 2)]
     assert len(rounds) == 20
@@ -82,21 +82,22 @@ def test_rounds_are_interleaved_and_shuffled(fake):
 
 def test_a_short_call_is_repeated_within_a_sample(fake):
     runners = fake(seconds=1e-4)
-    rows = rows_of(METHODS[:1], samples=3)
-    assert [row.seconds for row in rows[1:]] == pytest.approx([1e-4] * 3)
+    [one] = measured(METHODS[:1], samples=3)
+    assert one.seconds["steady"] == pytest.approx([1e-4] * 3)
     assert runners[0].calls >= 2 + 3 * (1 + 10)  # 10 calls of 0.1 ms are 1 ms, and one settles before them
 
 
 @pytest.mark.parametrize(("budget_s", "samples"), [(0.05, 3), (0.5, 5), (10, 9)])
 def test_the_budget_bounds_the_samples(fake, budget_s, samples):
     fake(seconds=0.1)
-    assert rows_of(METHODS[:1], samples=9, budget_s=budget_s)[0].samples == 1 + samples
+    [one] = measured(METHODS[:1], samples=9, budget_s=budget_s)
+    assert len(one.seconds["steady"]) == samples
 
 
 def test_a_call_over_the_limit_is_sampled_once(fake):
     runners = fake(seconds=2.0)
-    rows = rows_of(METHODS[:1], samples=9, budget_s=100, limit_s=1.0)
-    assert [(row.kind, row.seconds) for row in rows[1:]] == [("steady", 2.0)]
+    [one] = measured(METHODS[:1], samples=9, budget_s=100, limit_s=1.0)
+    assert one.seconds == {"steady": [2.0]}
     assert runners[0].calls == 2
 
 
@@ -105,10 +106,10 @@ def test_an_inaccurate_method_is_not_timed(fake):
         y *= 1.001
 
     runners = fake(spoil=wrong)
-    [row] = rows_of(METHODS[:1])
-    assert (row.status, row.kind, row.samples) == ("inaccurate", "compile", 1)
-    assert row.error == pytest.approx(1e-3, rel=1e-3)
-    assert "relative error 0.001, over the bound of 1e-05" in row.message
+    [one] = measured(METHODS[:1])
+    assert (one.status, one.seconds) == ("inaccurate", {})
+    assert one.error == pytest.approx(1e-3, rel=1e-3)
+    assert "relative error 0.001, over the bound of 1e-05" in one.message
     assert runners[0].closed
 
 
@@ -119,10 +120,10 @@ def test_an_answer_that_goes_wrong_later_is_found(fake, value):
             h[0, 0, 0] = value
 
     fake(spoil=late)
-    rows = rows_of(METHODS[:1])
-    assert {row.status for row in rows} == {"inaccurate"}
-    assert len(rows) == rows[0].samples == 2  # the one sample that was right is kept, as inaccurate
-    assert np.isnan(rows[0].error) or rows[0].error > 1e-5
+    [one] = measured(METHODS[:1])
+    assert one.status == "inaccurate"
+    assert len(one.seconds["steady"]) == 1  # the one sample that was right is kept, as inaccurate
+    assert np.isnan(one.error) or one.error > 1e-5
 
 
 def test_other_bits_within_the_bound_are_checked_again(fake):
@@ -130,9 +131,9 @@ def test_other_bits_within_the_bound_are_checked_again(fake):
         y *= np.float32(1 + 1e-6 * call)
 
     fake(spoil=jitter)
-    rows = rows_of(METHODS[:1])
-    assert {row.status for row in rows} == {"ok"}
-    assert rows[0].error == pytest.approx(4e-6, rel=0.1)  # the largest error of all checked answers
+    [one] = measured(METHODS[:1])
+    assert one.status == "ok"
+    assert one.error == pytest.approx(4e-6, rel=0.1)  # the largest error of all checked answers
 
 
 @pytest.mark.parametrize(
@@ -144,22 +145,22 @@ def test_other_bits_within_the_bound_are_checked_again(fake):
     ],
 )
 @pytest.mark.parametrize("when", [0, 1, 3])
-def test_what_a_method_raises_is_its_row(fake, error, status, message, when):
+def test_what_a_method_raises_is_told(fake, error, status, message, when):
     def fails(call, y, h):
         if call == when:
             raise error
 
     fake(spoil=fails)
-    rows = rows_of()
-    assert [(row.method, row.status, row.message) for row in rows] == [
+    found = measured()
+    assert [(one.method, one.status, one.message) for one in found] == [
         (method, status, message) for method, _ in METHODS
     ]
-    assert {(row.kind, row.seconds, row.samples) for row in rows} == {("compile", None, 1)}
+    assert all(one.first_call is None and not one.seconds for one in found)
 
 
 def test_an_unknown_option_does_not_stop_the_others():
-    rows = rows_of([("serial/naive", {"threads": 2}), ("serial/hoisted", {})])
-    assert {row.method: row.status for row in rows} == {"serial/naive": "error", "serial/hoisted": "ok"}
+    found = measured([("serial/naive", {"threads": 2}), ("serial/hoisted", {})])
+    assert {one.method: one.status for one in found} == {"serial/naive": "error", "serial/hoisted": "ok"}
 
 
 def test_a_shape_that_the_oracle_cannot_hold(monkeypatch):
@@ -167,13 +168,13 @@ def test_a_shape_that_the_oracle_cannot_hold(monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr(measure, "reference", full)
-    assert [row.status for row in rows_of()] == ["oom", "oom"]
+    assert [one.status for one in measured()] == ["oom", "oom"]
 
 
 def test_no_steps_take_no_time():
-    rows = rows_of(METHODS[:1], Point("random", 8, 4, 6, T=0, B=2))
-    assert {row.status for row in rows} == {"ok"}
-    assert {row.seconds for row in rows[1:]} == {0.0}
+    [one] = measured(METHODS[:1], Point("random", 8, 4, 6, T=0, B=2))
+    assert one.status == "ok"
+    assert set(one.seconds["steady"]) == {0.0}
 
 
 def test_keys_tell_all_that_matters_apart():

@@ -155,10 +155,12 @@ def test_a_race_measures_once_and_all_again_after_a_change(monkeypatch):
     monkeypatch.setattr(registry, "_source_of", lambda function: "changed")
     rnnpar.register("mine/right", right)
     own.race(methods, [4, 8], T=2, **few)
-    assert {rows[0].source for rows in store.newest("own").values() if rows[0].method == "mine/right"} == {"changed"}
-    assert len(store.newest("own")) == 4
-    rows = store._scan(store.results_folder() / "own.csv")[0]
-    assert len(rows) == 8  # the other method was measured again as well, beside the new one
+    newest = store.newest("own").values()
+    assert {one.source for one in newest if one.method == "mine/right"} == {"changed"}
+    assert len(newest) == 4
+    assert (
+        len((store.results_folder() / "own.jsonl").read_text().splitlines()) == 8
+    )  # the other method was measured again as well, beside the new one
 
 
 @pytest.mark.parametrize("variable", [False, True])

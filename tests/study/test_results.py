@@ -14,15 +14,15 @@ from rnnpar.study import results, store
 REFERENCE = results.REFERENCE
 
 
-def row(method: str, seconds: list[float], status: str = "ok", threads: int = 1, **sizes) -> list[store.Row]:
-    """A measurement: the first call of half a second, and these samples."""
+def row(method: str, seconds: list[float], status: str = "ok", threads: int = 1, **sizes) -> list[store.Measurement]:
+    """A measurement in a list: the first call of half a second, and these samples."""
     shape = dict(workload="random", H=8, I=8, O=8, T=10, B=1, layers=1) | sizes
     point = f"{method}{threads}{sorted(shape.items())}".replace(",", ";")
-    times = [0.5, *seconds] if status in ("ok", "inaccurate") else [None]
-    shared = dict(point=point, method=method, threads=threads, samples=len(times), error=1e-7, status=status,
-                  message="", source="abc", revision="0", date="2026-01-31T12:00:00")  # fmt: skip
-    return [store.Row(sample=n, seconds=s, kind="steady" if n else "compile", **shape, **shared)
-            for n, s in enumerate(times)]  # fmt: skip
+    timed = status in ("ok", "inaccurate")
+    return [store.Measurement(
+        point=point, method=method, threads=threads, first_call=0.5 if timed else None,
+        seconds={"steady": seconds} if timed else {}, error=1e-7, status=status, message="", source="abc",
+        revision="0", date="2026-01-31T12:00:00", **shape)]  # fmt: skip
 
 
 @pytest.fixture
@@ -122,9 +122,8 @@ def test_the_banner_says_where_and_when(runs, monkeypatch):
 
 def test_every_experiment_of_every_stored_machine_has_the_same_columns():
     for name in store.machines():
-        for file in store.results_folder(name).glob("*.csv"):
-            if file.stem != "plans":
-                assert list(results.load(name, file.stem).columns) == results.COLUMNS
+        for file in store.results_folder(name).glob("*.jsonl"):
+            assert list(results.load(name, file.stem).columns) == results.COLUMNS
 
 
 def test_methods_timed_here_and_now():

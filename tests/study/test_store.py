@@ -8,22 +8,22 @@ import multiprocessing
 import os
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from rnnpar import machine, peaks
 from rnnpar.kernels import tile
 from rnnpar.study import store
 
-ROW = store.Row(
-    point="p0", workload="random", method="serial/naive", H=64, I=32, O=16, T=8, B=2, layers=1, threads=1, sample=0,
-    samples=2, seconds=0.00123456789, kind="compile", error=1.23e-7, status="ok", message="", source="s0",
+ONE = store.Measurement(
+    point="p0", workload="random", method="serial/naive", H=64, I=32, O=16, T=8, B=2, layers=1, threads=1,
+    first_call=0.00123456789, seconds={"steady": [1.0]}, error=1.23e-7, status="ok", message="", source="s0",
     revision="r0", date="2026-01-01T00:00:00+00:00",
 )  # fmt: skip
 
 
-def measurement(point: str = "p0", seconds: float = 1.0, **changes) -> list[store.Row]:
-    first = replace(ROW, point=point, **changes)
-    return [first, replace(first, sample=1, kind="steady", seconds=seconds)]
+def measurement(point: str = "p0", seconds: float = 1.0, **changes) -> list[store.Measurement]:
+    return [replace(ONE, point=point, seconds={"steady": [seconds]}, **changes)]
 
 
 @pytest.fixture(autouse=True)
@@ -34,39 +34,47 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "results" / "here"
 
 
-def test_rows_come_back(folder):
-    store.append(measurement(message='a "quoted", and\nbroken   line', error=float("nan")), "e")
+def test_measurements_come_back():
+    seconds = {"steady": [1.23456789, 2.0], "transfer": [3.0]}
+    store.append([replace(ONE, message='a "quoted", and\nbroken   line', seconds=seconds)], "e")
     frame = store.load("e", "here")
-    assert list(frame.columns) == ["machine", *store.COLUMNS]
-    assert list(frame["seconds"]) == [0.00123457, 1.0]  # 6 significant digits
-    assert frame["error"].isna().all()
+    assert list(frame["kind"]) == ["steady", "transfer"]
+    assert list(map(list, frame["samples"])) == [[1.23457, 2.0], [3.0]]  # 6 significant digits
+    assert list(frame["first_call"]) == [0.00123457] * 2
     assert list(frame["message"]) == ['a "quoted", and broken line'] * 2
-    assert list(frame["kind"]) == ["compile", "steady"]
+    assert set(frame["machine"]) == {"here"}
     assert frame["H"].dtype == int
-    assert (folder / "e.csv").read_text().startswith(",".join(store.COLUMNS) + "\n")
+
+
+@pytest.mark.parametrize("error", [None, 0.0, 0.1, float("inf"), float("nan")])
+def test_errors_come_back(error):
+    store.append([replace(ONE, error=error)], "e")
+    [kept] = store.newest("e").values()
+    assert repr(kept.error) == repr(error)
 
 
 def test_a_failure_has_no_time():
-    store.append([replace(ROW, samples=1, seconds=None, error=None, status="oom", message="too large")], "e")
-    assert store.load("e")["seconds"].isna().all()
+    store.append([replace(ONE, first_call=None, seconds={}, error=None, status="oom", message="too large")], "e")
+    [row] = store.load("e").itertuples()
+    assert (len(row.samples), row.kind, row.status) == (0, "steady", "oom")
+    assert np.isnan(row.first_call)
 
 
 def test_the_newest_measurement_of_a_point_wins():
     store.append(measurement("a", 1.0) + measurement("b", 2.0), "e")
     store.append(measurement("a", 3.0, source="s1"), "e")
-    steady = store.load("e").query("kind == 'steady'").set_index("point")["seconds"]
-    assert dict(steady) == {"a": 3.0, "b": 2.0}
+    assert {point: one.seconds["steady"] for point, one in store.newest("e").items()} == {"a": [3.0], "b": [2.0]}
 
 
 def test_machines_are_kept_apart(folder, monkeypatch):
     store.append(measurement(seconds=1.0), "e")
-    before = (folder / "e.csv").read_bytes()
+    before = (folder / "e.jsonl").read_bytes()
     monkeypatch.setattr(machine, "name", lambda: "there")
     store.append(measurement(seconds=2.0), "e")
-    assert (folder / "e.csv").read_bytes() == before
+    assert (folder / "e.jsonl").read_bytes() == before
     assert store.machines() == ["here", "there"]
-    both = store.load("e").query("kind == 'steady'")
-    assert dict(zip(both["machine"], both["seconds"], strict=True)) == {"here": 1.0, "there": 2.0}
+    both = store.load("e")
+    assert dict(zip(both["machine"], both["samples"], strict=True)) == {"here": [1.0], "there": [2.0]}
     assert set(store.load("e", "there")["machine"]) == {"there"}
 
 
@@ -77,76 +85,69 @@ def test_nothing_measured_says_what_would_do():
     assert store.machines() == []
 
 
-@pytest.mark.parametrize("cut", [1, 20, 150, 200, 300])
-def test_what_a_kill_left_is_cut_off(folder, capsys, cut):
-    store.append(measurement("a") + measurement("b"), "e")
-    file = folder / "e.csv"
+@pytest.mark.parametrize("left", [1, 20, 150, -1])
+def test_what_a_kill_left_is_cut_off(folder, capsys, left):
+    store.append(measurement("a"), "e")
+    file = folder / "e.jsonl"
+    first = file.read_bytes()
+    store.append(measurement("b"), "e")
     whole = file.read_bytes()
-    second = whole.index(b"b,random")
-    assert second < len(whole) - cut or cut == 300
-    file.write_bytes(whole[: max(second + 1, len(whole) - cut)])
+    file.write_bytes(first + whole[len(first) :][:left])
     assert set(store.newest("e")) == {"a"}  # reading leaves the file alone
     store.append(measurement("b"), "e")
-    assert "left incomplete" in capsys.readouterr().err
+    assert "left unfinished" in capsys.readouterr().err
     assert file.read_bytes() == whole
 
 
 def test_what_is_cut_off_may_be_longer_than_what_follows(folder):
     store.append(measurement("a"), "e")
-    file = folder / "e.csv"
+    file = folder / "e.jsonl"
     whole = file.read_bytes()
-    unfinished = "".join(store._line(replace(ROW, point="b", samples=9, sample=index)) for index in range(8))
-    file.write_bytes(whole + unfinished.encode())
+    file.write_bytes(whole + store._line(replace(ONE, seconds={"steady": [1.0] * 999})).encode()[:-1])
     store.append(measurement("c"), "e")
-    assert file.read_bytes().startswith(whole + b"c,")
+    assert file.read_bytes().startswith(whole + b'{"point": "c"')
     assert set(store.newest("e")) == {"a", "c"}
 
 
 def test_a_kill_in_the_very_first_write(folder):
     folder.mkdir(parents=True)
-    (folder / "e.csv").write_text("point,workl")
+    (folder / "e.jsonl").write_text('{"point": "p')
+    assert store.newest("e") == {}
     store.append(measurement(), "e")
     assert set(store.newest("e")) == {"p0"}
 
 
 @pytest.mark.parametrize(
-    ("line", "old", "new", "said"),
+    ("old", "new", "said"),
     [
-        (1, "point,", "dot,", "is not the header"),
-        (2, ",64,", ",sixty-four,", "'sixty-four' as H"),
-        (2, ",64,", ",", "has 19 fields, not 20"),
-        (3, ",steady,", ",stedy,", "'stedy' as kind"),
-        (3, ",ok,", ",fine,", "'fine' as status"),
-        (3, "1,2,1,", "1,2,-1,", "'-1' as seconds"),
-        (3, "1,2,1,", "1,2,nan,", "'nan' as seconds"),
-        (3, "p0,", '"p0,', "is no CSV"),
-        (3, ",1,2,1,", ",0,2,1,", "is sample 0 of 2 of point p0 where sample 1 of 2 of point p0 belongs"),
-        (3, "p0,", "p1,", "of point p1 where sample 1 of 2 of point p0 belongs"),
+        ('"point":', '"dot":', "has an unknown dot"),
+        ('"H": 64,', "", "has no H"),
+        ("64", '"sixty-four"', "'sixty-four' as H"),
+        ("64", "-1", "-1 as H"),
+        ("64", "true", "True as H"),
+        ('"ok"', '"fine"', "'fine' as status"),
+        ("[1.0]", "[-1]", "{'steady': [-1]} as seconds"),
+        ("[1.0]", "[NaN]", "{'steady': [nan]} as seconds"),
+        ("[1.0]", "1.0", "{'steady': 1.0} as seconds"),
+        ("1.23e-07", '"small"', "'small' as error"),
+        ('"s0"', "7", "7 as source"),
+        ("}\n", "\n", "is no JSON"),
+        ('"ok"', '"\xff"', "is no JSON"),
     ],
 )
-def test_a_corrupt_file_is_named_and_left_alone(folder, line, old, new, said):
-    store.append(measurement(), "e")
-    file = folder / "e.csv"
-    lines = file.read_text().splitlines(keepends=True)
-    assert old in lines[line - 1]
-    lines[line - 1] = lines[line - 1].replace(old, new, 1)
-    file.write_text("".join(lines) + lines[1] + lines[2])  # it is not the end of the file that is damaged
-    damaged = file.read_bytes()
-    for act in (lambda: store.load("e"), lambda: store.append(measurement("c"), "e")):
-        with pytest.raises(store.ResultsError) as error:
-            act()
-        assert f"e.csv, line {line}: " in str(error.value)
-        assert said in str(error.value)
-        assert "measure again" in str(error.value)
-        assert file.read_bytes() == damaged
-
-
-def test_no_text_at_all(folder):
-    store.append(measurement(), "e")
-    with (folder / "e.csv").open("ab") as file:
-        file.write(b"\xff\xfe\n")
-    with pytest.raises(store.ResultsError, match=r"e.csv, line 4: is no text"):
+def test_a_corrupt_file_is_named_and_left_alone(folder, old, new, said):
+    store.append(measurement("a") + measurement("b"), "e")
+    file = folder / "e.jsonl"
+    first, second = file.read_text().splitlines(keepends=True)
+    assert old in second
+    damaged = (first + second.replace(old, new, 1) + first).encode("latin-1")  # not the end of the file is damaged
+    file.write_bytes(damaged)
+    with pytest.raises(store.ResultsError) as error:
         store.load("e")
+    assert "e.jsonl, line 2: " in str(error.value)
+    assert said in str(error.value)
+    assert "measure again" in str(error.value)
+    assert file.read_bytes() == damaged
 
 
 @pytest.mark.parametrize("name", ["", "../e", "a/b", ".hidden"])
@@ -155,17 +156,17 @@ def test_an_experiment_names_a_file(name):
         store.append(measurement(), name)
 
 
-def test_only_whole_measurements_are_taken(folder):
-    with pytest.raises(ValueError, match="are 1 of 2"):
-        store.append(measurement()[:1], "e")
-    assert not (folder / "e.csv").exists()
+def test_what_is_no_measurement_is_not_taken(folder):
+    with pytest.raises(ValueError, match="serial/naive has 'good' as status"):
+        store.append([ONE, replace(ONE, status="good")], "e")
+    assert not (folder / "e.jsonl").exists()
 
 
 @pytest.mark.parametrize("file_exists", [True, False])
 def test_a_full_disk_loses_nothing(folder, monkeypatch, file_exists):
     if file_exists:
         store.append(measurement("a"), "e")
-    before = (folder / "e.csv").read_bytes() if file_exists else b""
+    before = (folder / "e.jsonl").read_bytes() if file_exists else b""
     write = os.write
 
     def full(descriptor: int, data: bytes) -> int:
@@ -174,11 +175,11 @@ def test_a_full_disk_loses_nothing(folder, monkeypatch, file_exists):
         return write(descriptor, data[:-50])  # a full disk takes what still fits
 
     monkeypatch.setattr(os, "write", full)
-    with pytest.raises(store.ResultsError, match=r"e.csv: No space left on device; nothing stored is lost: free"):
+    with pytest.raises(store.ResultsError, match=r"e.jsonl: No space left on device; nothing stored is lost: free"):
         store.append(measurement("b"), "e")
-    assert (folder / "e.csv").read_bytes() == before
+    assert (folder / "e.jsonl").read_bytes() == before
     monkeypatch.undo()
-    assert (folder / "e.csv").read_bytes() == before
+    assert (folder / "e.jsonl").read_bytes() == before
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
@@ -295,8 +296,8 @@ def test_what_another_process_stored_is_noticed(folder):
     assert store.grown("e")
     assert set(store.newest("e")) == {"a", "b"}
     assert not store.grown("e")
-    with (folder / "e.csv").open("ab") as file:
-        file.write(b"c,random,serial")  # and what a kill left is no measurement
+    with (folder / "e.jsonl").open("ab") as file:
+        file.write(b'{"point": "c"')  # and what a kill left is no measurement
     assert store.grown("e")
     assert set(store.newest("e")) == {"a", "b"}
 
@@ -316,4 +317,4 @@ def test_two_processes_do_not_interleave():
         worker.join(60)
         assert worker.exitcode == 0
     assert set(store.newest("e")) == {*names[0], *names[1]}
-    assert len(store.load("e")) == 160
+    assert len(store.load("e")) == 80
