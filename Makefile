@@ -22,6 +22,7 @@ ifneq ($(ACTIVE),)
 endif
 RUN := $(if $(ACTIVE),'$(ACTIVE)/bin/python',.venv/bin/python)
 READY := $(if $(ACTIVE),,.venv/.ready)
+CLUSTER := $(if $(ACTIVE),,.venv/.cluster)
 DEV := $(if $(ACTIVE),,.venv/.dev)
 INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt -e
 
@@ -57,14 +58,14 @@ check: $(DEV)  ## ruff, and the form of the source notebooks
 	$(RUN) -m ruff format --check $(CODE)
 	$(RUN) -m rnnpar.study.notebooks --check
 
-sweep: $(READY)  ## measure this machine, all that can run on it (half an hour); continues where it was stopped
+sweep: $(if $(SCHEDULER),$(CLUSTER),$(READY))  ## measure this machine, all that can run on it (half an hour); continues where it was stopped
 	$(RUN) -m rnnpar.study.sweep --profile $(or $(PROFILE),full) $(if $(SCHEDULER),--scheduler '$(SCHEDULER)') $(if $(SHARE),--share)
 
-cluster: $(READY)  ## start a Dask cluster of this machine alone, to try the sweep over machines with
+cluster: $(CLUSTER)  ## start a Dask cluster of this machine alone, to try the sweep over machines with
 	$(RUN) -m rnnpar.study.cluster
 
 peers: $(READY)  ## measure what a user would pick instead (PyTorch, ONNX Runtime, OpenVINO, JAX) beside ours
-	$(RUN) $(INSTALL) '.[study,mpi,cluster,peers]'
+	$(RUN) $(INSTALL) '.[study,mpi,peers]'
 	$(RUN) -m rnnpar.study.sweep --profile peers
 
 in-time: $(READY)  ## measure the methods that are parallel in time, for chapter 07 (two minutes)
@@ -107,11 +108,15 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	  "rnnpar needs Python 3.11 or newer; $(PYTHON) is " + sys.version.split()[0])'
 	@[ -x .venv/bin/python ] || $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 	@echo "installing what constraints.txt pins into .venv (about 0.6 GB)"
-	.venv/bin/python $(INSTALL) '.[study,mpi,cluster]' --no-compile
-	@.venv/bin/python -m compileall -qq -j 0 .venv/lib || true  # as pip would, but on all cores
+	.venv/bin/python $(INSTALL) '.[study,mpi]' --no-compile
+	@.venv/bin/python -m compileall -qq -j 0 -x '/tests?/' .venv/lib || true  # as pip would, but on all cores
 	@touch $@
 
-# Tests and the site have packages of their own, which figures do without.
+# A sweep over machines, tests and the site have packages of their own, which figures do without.
+.venv/.cluster: .venv/.ready
+	.venv/bin/python $(INSTALL) '.[study,mpi,cluster]'
+	@touch $@
+
 .venv/.dev: .venv/.ready
 	.venv/bin/python $(INSTALL) '.[study,mpi,cluster,dev,site]'
 	@touch $@

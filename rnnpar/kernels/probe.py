@@ -26,6 +26,7 @@ ROWS = (1, 4, 16, 64)
 STEP_ROWS = (1, 2, 4, 8, 16, 64)
 SAMPLES = 7
 SAMPLE_SECONDS = 1.5e-3
+LONG_S = 5e-3  # of a repetition: three samples of such are enough
 
 
 def product_region(rank, size, job):
@@ -109,7 +110,7 @@ def seconds_of(call: Callable[[int], object]) -> float:
             break
         repeat = max(repeat + 1, min(repeat * 10, int(repeat * SAMPLE_SECONDS / max(took, 1e-7) * 1.2)))
     samples = []
-    for _ in range(SAMPLES if took < 0.05 else 3):
+    for _ in range(SAMPLES if took < LONG_S else 3):
         start = time.perf_counter()
         call(repeat)
         samples.append((time.perf_counter() - start) / repeat)

@@ -169,7 +169,7 @@ def show(ax: Axes | np.ndarray | Any, name: str, *tables: pd.DataFrame, day: str
     figure.set_layout_engine(None)  # it is laid out once, not again for each file
     drawing, picture = io.BytesIO(), io.BytesIO()
     figure.savefig(drawing, format="svg", metadata={"Date": None, "Creator": None})
-    figure.savefig(picture, format="png", metadata={"Software": None}, pil_kwargs={"optimize": True})
+    figure.savefig(picture, format="png", metadata={"Software": None})
     folder = figures_folder() / by
     if by == drawn_for() or (not by and (drawn_for() == REFERENCE or not (folder / f"{name}.png").exists())):
         write(folder / f"{name}.svg", drawing.getvalue())

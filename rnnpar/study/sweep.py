@@ -64,6 +64,7 @@ SIZES = ("H", "I", "O", "T", "B", "layers")
 OWN = ("methods", "threads", "ranks")  # keys that a grid may have of its own
 TIMINGS = {"calls": measure.Trial, "bursts": peers.Burst}
 PROBES = {"scan": scan_probe, "messages": messages_probe}
+HALVED = {"dtype": "bfloat16"}
 CELL_LIMIT_S = 4 * 3600  # far beyond the full profile: a sweep that hangs ends one day
 
 Plan = dict[measure.Point, list[tuple[str, dict[str, Any]]]]
@@ -148,14 +149,16 @@ def run(experiments: Sequence[Mapping[str, Any]], scheduler: str = "", share: bo
 def compile_ahead(experiments: Sequence[Mapping[str, Any]]) -> None:
     """Call every method of some experiments once, so that its kernels lie in Numba's cache before anything is timed.
 
-    Two backends at a time, a process each: compilation keeps only one core busy. What fails here, the sweep will say.
+    With bfloat16 weights as well, which chapter 03 times. Two backends at a time, a process each: compilation keeps
+    only one core busy. What fails here, the sweep will say.
     """
     _measure_peaks()
     backends = {name.split("/")[0] for one in experiments for cases in plan(one).values() for name, _ in cases}
     # An interrupt from the keyboard ends these processes without a word.
     quiet = dict(initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_DFL))
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), **quiet) as pool:
-        wait([pool.submit(_call_once, experiments, backend) for backend in sorted(backends)])
+        jobs = [*((backend, {}) for backend in sorted(backends)), ("threads", HALVED), ("serial", HALVED)]
+        wait([pool.submit(_call_once, experiments, backend, more) for backend, more in jobs])
 
 
 def _measure_peaks() -> None:
@@ -164,14 +167,14 @@ def _measure_peaks() -> None:
         peaks.here()
 
 
-def _call_once(experiments: Sequence[Mapping[str, Any]], backend: str) -> None:
-    """Call each method of a backend at the first point that has it."""
+def _call_once(experiments: Sequence[Mapping[str, Any]], backend: str, more: Mapping[str, Any]) -> None:
+    """Call each method of a backend that takes these options at the first point that has it."""
     cases = [(point, *case) for one in experiments for point, cases in plan(one).items() for case in cases]
     first = {method: (point, options) for point, method, options in reversed(cases)}
     for method, (point, options) in first.items():
-        if method.split("/")[0] == backend:
+        if method.split("/")[0] == backend and set(more) <= set(registry.find(method).options()):
             net, x = measure.build(point)
-            with contextlib.suppress(Exception), prepare(net, method, **options) as runner:
+            with contextlib.suppress(Exception), prepare(net, method, **options, **more) as runner:
                 runner(x)
 
 

@@ -558,4 +558,4 @@ def test_the_slurm_script_says_what_it_needs(tmp_path):
     command = ["bash", str(notebooks.ROOT / "slurm" / "sweep.sbatch")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20)
     assert done.returncode == 1
-    assert "submit this from the checkout, after make .venv/.ready" in done.stderr
+    assert "submit this from the checkout, after make .venv/.cluster" in done.stderr

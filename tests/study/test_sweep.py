@@ -501,9 +501,9 @@ def test_each_method_is_called_once_at_its_first_point_whatever_fails():
     def broken(net):
         raise RuntimeError("no")
 
-    def counted(net):
+    def counted(net, dtype="float32"):
         def forward(x, h0):
-            called.append(x.shape)
+            called.append((dtype, x.shape))
             return np.zeros((*x.shape[:2], net.output_size), np.float32), h0
 
         return forward
@@ -512,14 +512,15 @@ def test_each_method_is_called_once_at_its_first_point_whatever_fails():
     for name, factory in methods.items():
         rnnpar.register(name, factory, "nothing", "nothing")
     try:
-        sweep._call_once([TINY | {"methods": ["serial/naive", *methods]}], "mine")
+        for more in ({}, sweep.HALVED):
+            sweep._call_once([TINY | {"methods": ["serial/naive", *methods]}], "mine", more)
     finally:
         for name in methods:
             rnnpar.unregister(name)
-    assert called == [(2, 1, 4)]
+    assert called == [("float32", (2, 1, 4)), ("bfloat16", (2, 1, 4))]
 
 
-def die(experiments, backend):
+def die(experiments, backend, more):
     os._exit(9)
 
 
