@@ -158,7 +158,10 @@ def compile_ahead(experiments: Sequence[Mapping[str, Any]]) -> None:
     quiet = dict(initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_DFL))
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), **quiet) as pool:
         jobs = [*((backend, {}) for backend in sorted(backends)), ("threads", HALVED), ("serial", HALVED)]
-        wait([pool.submit(_call_once, experiments, backend, more) for backend, more in jobs])
+        called = [pool.submit(_call_once, experiments, *job) for job in jobs]
+        if any("scan" in one["probes"] for one in experiments):
+            called.append(pool.submit(scan_probe.measure_scans, rounds=1, T=256))
+        wait(called)
 
 
 def _measure_peaks() -> None:
