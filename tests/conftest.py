@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 import rnnpar
@@ -82,3 +83,8 @@ def interrupt():
     for timer in timers:
         timer.join()
     signal.signal(signal.SIGUSR1, before)
+
+
+def children() -> set[int]:
+    """The processes that this one has, of whatever test."""
+    return {child.pid for child in psutil.Process().children(recursive=True)}

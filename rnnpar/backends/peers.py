@@ -18,20 +18,11 @@ import importlib
 import importlib.util
 import itertools
 import os
-import pickle
-import queue
 import random
 import re
-import signal
-import subprocess
 import sys
-import threading
 import time
-import traceback
-import weakref
-from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,7 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rnnpar import machine
-from rnnpar.backends.processes import STARTED, held_back, listen
+from rnnpar.backends import processes
 from rnnpar.network import RNN
 
 Forward = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -719,189 +710,53 @@ def _burst(forward: Forward, x: np.ndarray, h0: np.ndarray, seconds: float) -> f
 # --- The process: the parent's side, then the child's ------------------------------------------------------------
 
 
-class Child:
-    """A forward pass in a process of its own: a fresh interpreter that prepares it once and answers calls.
+class Child(processes.Child):
+    """A forward pass in a process of its own, on as many cores as it has threads.
 
-    `factory`, "module:function", called there with `arguments`, gives the forward pass. The child runs on as many
-    cores as it has threads, and finds none of the parent's thread variables but those of `environment`. Requests and
-    arrays go through pipes. `seconds` is what the last call took in there, from NumPy input to NumPy output; `info`
-    what the forward pass tells of itself. A child that dies or hangs makes a RuntimeError, which says so with the
-    last lines that the child wrote. It, and an interrupt, end the child, and the next call starts a new one; so does
-    the next call in a forked process. The child ends with its parent, whatever the parent dies of.
+    `factory`, "module:function", called there with `arguments`, gives the forward pass. The process finds none of this
+    one's thread variables but those of `environment`. `seconds` is what the last call took in there, from NumPy input
+    to NumPy output; `info` what the forward pass tells of itself.
     """
 
     def __init__(self, name: str, factory: str, arguments: tuple, threads: int,
                  environment: Mapping[str, str] | None = None, timeout_s: float | None = None):  # fmt: skip
-        self.name = name
-        self.timeout_s = timeout_s  # None: TIMEOUT_S
         self.seconds = 0.0
         self.info: dict[str, Any] = {}
-        self._first = (factory, arguments, threads)
-        self._environment = dict(environment or {})
-        self._closed = False
-        self._end: weakref.finalize | None = None
-        self._start()
-
-    def _start(self) -> None:
         inherited = {key: value for key, value in os.environ.items() if key not in machine.THREAD_VARIABLES}
-        path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
-        self._words: deque[str] = deque(maxlen=12)
-        try:
-            with held_back():
-                self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", __spec__.name],
-                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                    bufsize=0,  # a buffer has a lock, which a forked process would find taken for ever
-                    env=inherited | {"PYTHONPATH": path} | self._environment,
-                    start_new_session=True,  # an interrupt from the keyboard is for the parent
-                )  # fmt: skip
-                self._listener = threading.Thread(target=listen, args=(self._process.stderr, self._words), daemon=True)
-                self._end = weakref.finalize(self, _end, self._process, self._listener)
-                STARTED.add(self)
-            self._listener.start()
-            self._ask(self._first)
-        except BaseException:
-            self._kill()
-            raise
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
+        super().__init__(name, "rnnpar.backends.peers:Timed", (factory, arguments), threads=threads,
+                         environment=inherited | dict(environment or {}), limit_s=timeout_s or TIMEOUT_S)  # fmt: skip
 
     def __call__(self, x: np.ndarray, h0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self.calls(x, h0, 1)[1:]
 
     def calls(self, x: np.ndarray, h0: np.ndarray, count: int) -> tuple[list[float], np.ndarray, np.ndarray]:
         """The seconds of `count` calls, one right after another, and y and h of the last."""
-        seconds, y, h, self.info = self._asked((_writeable(x), _writeable(h0), count))
+        seconds, y, h, self.info = self.ask("calls", _writeable(x), _writeable(h0), count)
         self.seconds = seconds[-1]
         return seconds, _writeable(y), _writeable(h)
-
-    def ask(self, method: str, *arguments: Any) -> Any:
-        """What a method of the forward pass in there returns: anything that a pipe can carry."""
-        return self._asked((method, arguments))
 
     def device_calls(self, x: np.ndarray, h0: np.ndarray, count: int) -> tuple[list[float], np.ndarray, np.ndarray]:
         """The seconds of `count` calls on a GPU, from device arrays to device arrays, and y and h of the last."""
         seconds, y, h, self.info = self.ask("device_calls", _writeable(x), _writeable(h0), count)
         return seconds, _writeable(y), _writeable(h)
 
-    def close(self) -> None:
-        """End the child, and wait until it has."""
-        self._closed = True
-        if self._end is not None:
-            self._end()
 
-    def _kill(self) -> None:
-        """End the child at once, whatever it is at, and do not wait for it for long."""
-        if self._end is not None and self._end.alive:
-            _kill(self._process)
-            self._end.detach()
-            _end(self._process, self._listener, 0.1)
+class Timed:
+    """In the process: the forward pass, whose calls are timed; it is asked whatever else by the name of its method."""
 
-    def stay_with_parent(self) -> None:
-        """After a fork: nothing is shared with it."""
+    def __init__(self, factory: str, arguments: tuple):
+        self._forward = processes.found(factory)(*arguments)
 
-    def leave_to_parent(self) -> None:
-        """In a forked process: the child is its parent's. Close what was inherited of it, and end nothing."""
-        self._end.detach()
-        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
-            pipe.close()
-        self._process.poll()  # no child of this process, which it finds out here, so that it never warns of it
+    def calls(self, x: np.ndarray, h0: np.ndarray, count: int) -> tuple[list[float], Any, Any, dict[str, Any]]:
+        return *timed_calls(self._forward, x, h0, count), getattr(self._forward, "info", {})
 
-    def _asked(self, message: Any) -> Any:
-        """The answer of the child that there is, or of a new one."""
-        if self._closed:
-            raise RuntimeError(f"{self.name} is closed; prepare a new one")
-        if self._end is None or not self._end.alive:
-            self._start()
-        return self._ask(message)
-
-    def _ask(self, message: Any) -> Any:
-        late = threading.Event()
-        timeout_s = TIMEOUT_S if self.timeout_s is None else self.timeout_s
-        watch = threading.Timer(timeout_s, lambda: (late.set(), _kill(self._process)))
-        watch.daemon = True
-        try:
-            watch.start()
-            _send(self._process.stdin, message)
-            with open(self._process.stdout.fileno(), "rb", closefd=False) as pipe:
-                well, answer = pickle.load(pipe)
-        except (EOFError, ConnectionError, pickle.UnpicklingError):
-            watch.cancel()
-            _kill(self._process)
-            self._end()
-            status = f"did not answer within {timeout_s:g} s" if late.is_set() else f"ended ({self._status()})"
-            words = "; it wrote:\n" + "".join(self._words) if self._words else ""
-            raise RuntimeError(f"the process of {self.name} {status}{words}") from None
-        except BaseException:  # an interrupt: the answer, still to come, would be taken for the next call's
-            self._kill()
-            raise
-        finally:
-            watch.cancel()
-        if not well:
-            raise RuntimeError(f"{self.name} failed in its process:\n{answer}")
-        return answer
-
-    def _status(self) -> str:
-        code = self._process.returncode
-        return f"signal {-code}" if code and code < 0 else f"exit status {code}"
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._forward, name)
 
 
 def _writeable(array: np.ndarray) -> np.ndarray:
     """`array`, or a copy that may be written to: a read-only one stays so on its way through a pipe."""
     return array if array.flags.writeable else array.copy()
-
-
-def _send(pipe: Any, message: Any) -> None:
-    data = memoryview(pickle.dumps(message, protocol=5))
-    while data:  # a signal may come between two parts
-        data = data[pipe.write(data) :]
-
-
-def _kill(process: subprocess.Popen) -> None:
-    """Kill a child and what it may have started: its pipes end only with the last who holds them."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
-
-
-def _end(process: subprocess.Popen, listener: threading.Thread, seconds: float = 10.0) -> None:
-    process.stdin.close()  # the child leaves at once, even out of a call
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(seconds)
-    _kill(process)
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(seconds)
-    if listener.ident is not None:
-        listener.join(0.1)  # it closes its pipe
-    process.stdout.close()
-
-
-def _serve() -> None:
-    """The child: make the forward pass that the first request asks for, then answer calls until the parent is gone."""
-    pipe, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what an engine prints must not get between the answers
-    requests: queue.SimpleQueue = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(pipe, requests), daemon=True).start()
-    forward = None
-    while True:
-        request = requests.get()
-        try:
-            if forward is None:
-                factory, arguments, threads = request
-                _stay_on_cores(threads)
-                module, function = factory.split(":")
-                forward = getattr(importlib.import_module(module), function)(*arguments)
-                answer = (True, None)
-            elif isinstance(request[0], str):
-                answer = (True, getattr(forward, request[0])(*request[1]))
-            else:
-                answer = (True, (*timed_calls(forward, *request), getattr(forward, "info", {})))
-        except Exception:
-            answer = (False, traceback.format_exc(limit=-4))
-        pickle.dump(answer, answers, protocol=5)
-        answers.flush()
-        answer = request = None  # held on to, they would keep the next call from using their memory again
 
 
 def timed_calls(forward: Forward, x: Any, h0: Any, count: int) -> tuple[list[float], Any, Any]:
@@ -912,35 +767,3 @@ def timed_calls(forward: Forward, x: Any, h0: Any, count: int) -> tuple[list[flo
         y, h = forward(x, h0)
         seconds.append(time.perf_counter() - start)
     return seconds, y, h
-
-
-def _read(pipe: Any, requests: queue.SimpleQueue) -> None:
-    """Pass requests on. This thread always waits here: the child ends with its parent even from within a call."""
-    with suppress(Exception):
-        while True:
-            requests.put(pickle.load(pipe))
-    os._exit(0)
-
-
-def _stay_on_cores(threads: int) -> None:
-    """Keep this process to `threads` of its cores, a core's second hardware thread last. (JAX knows no other limit.)"""
-    if not hasattr(os, "sched_getaffinity"):
-        return
-
-    seen: Counter = Counter()
-
-    def place(cpu: int) -> int:
-        """Which hardware thread of its core `cpu` is: 1, 2, ..."""
-        try:
-            core = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text()
-        except OSError:
-            core = str(cpu)
-        seen[core] += 1
-        return seen[core]
-
-    allowed = sorted(sorted(os.sched_getaffinity(0)), key=place)
-    os.sched_setaffinity(0, allowed[:threads])
-
-
-if __name__ == "__main__":
-    _serve()

@@ -41,6 +41,7 @@ from distributed.comm import CommClosedError
 from tqdm import tqdm
 
 from rnnpar import machine
+from rnnpar.backends.processes import Died, Failed
 from rnnpar.study import bench, measure, store, sweep
 from rnnpar.words import write_anything
 
@@ -269,12 +270,12 @@ class Conductor:
                   f"{sum(map(len, planned.values())) - todo} stored already")  # fmt: skip
         self.bar.total += todo
         self.bar.refresh()
-        limits = [self.profile[key] for key in ("samples", "budget_s", "limit_s")]
+        limits = tuple(self.profile[key] for key in ("samples", "budget_s", "limit_s"))
         points = list(wanted)
         jobs = []
         for index in map(int, np.random.default_rng(self.profile["seed"]).permutation(len(points))):
             point = points[index]
-            arguments = (point, wanted[point], *limits, [self.profile["seed"], index])
+            arguments = (point, wanted[point], limits, [self.profile["seed"], index])
             jobs.append(Job("measure", arguments, label(point), len(wanted[point])))
         for job, waiting in zip(jobs, self._stand_ins(of, len(jobs)), strict=True):
             job.waiting = waiting
@@ -326,7 +327,7 @@ class Conductor:
                 continue
             try:
                 answer = worker.future.result(timeout=ANSWER_S)
-            except (bench.BenchDied, KilledWorker) as error:
+            except (Died, KilledWorker) as error:
                 self._put_back(worker, str(error))
             except (TimeoutError, CancelledError):  # the worker went with its answer, or the scheduler did
                 if self.client.status != "running":
@@ -377,9 +378,8 @@ class Conductor:
     def _fail(self, worker: Worker, error: Exception) -> None:
         """A request raised: that is no accident that another try would mend."""
         job, worker.job = worker.job, None
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        if not isinstance(error, bench.BenchFailed):  # the worker never came to ask its bench
-            reason = f"{type(error).__name__}: {reason}"
+        # Where it is not Failed, the worker never came to ask its bench.
+        reason = error.reason if isinstance(error, Failed) else f"{type(error).__name__}: {error}".splitlines()[0]
         if job is None:
             worker.who = {"error": reason}
         else:
@@ -481,13 +481,13 @@ def ask_bench(sweep_name: str, what: str, arguments: tuple, limit_s: float, crow
     """On a worker: pass a request on to its bench, which is started at a sweep's first."""
     worker = get_worker()
     benches = worker.__dict__.setdefault("rnnpar_benches", {})
-    for name in [name for name, old in benches.items() if not old.alive]:
+    for name in [name for name, old in benches.items() if name != sweep_name and not old.alive]:
         benches.pop(name).close()
     if sweep_name not in benches:
         # What Dask's nanny sets for a process that computes beside others; a user's own settings it leaves alone.
         own = dask.config.get("distributed.nanny.pre-spawn-environ", {}) if worker.nanny else {}
         dropped = [name for name, value in own.items() if os.environ.get(name) == str(value)]
-        benches[sweep_name] = bench.Bench(dropped, crowded)
+        benches[sweep_name] = bench.start(dropped, crowded)
     return benches[sweep_name].ask(what, *arguments, limit_s=limit_s)
 
 

@@ -4,34 +4,30 @@
               <-- Message --                 progress, times, traces, errors
 
 The notebook's own process never computes, so that its sliders answer while something is measured; whatever a job does
-to its process (takes all memory, hangs, crashes) ends with it. A newer job ends an older one at the next sample, and
-where that takes longer than GRACE_S the process is replaced.
+to its process (backends/processes.py) ends with it. A newer job ends an older one at the next sample, and where that
+takes longer than GRACE_S the process is killed for it.
 """
 
 from __future__ import annotations
 
 import atexit
 import math
-import os
-import pickle
 import queue
-import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from collections.abc import Callable, Generator
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from rnnpar import model, peaks, registry
+from rnnpar.backends.processes import Child, Failed
 from rnnpar.study.measure import Point
-from rnnpar.words import write_anything
 
 GRACE_S = 1.0  # for a job to notice that a newer one is there
+END_S = 5.0  # for the process to end
 SAMPLES = 9
 BUDGET_S = 0.8  # a method's samples together
 LIMIT_S = 2.0  # a call that takes longer is made once more, and counted
@@ -96,35 +92,23 @@ def too_large(point: Point, free: float | None = None) -> str:
 # --- in the process: one job after another ---------------------------------------------------------------------------
 
 
-def serve(jobs: BinaryIO, messages: BinaryIO) -> None:
-    """Take pickled (number, Job) from `jobs` until it ends, and write pickled Messages."""
-    waiting: queue.Queue[tuple[int, Job] | None] = queue.Queue()
+class Measuring:
+    """What is asked in the process: to begin a job, which ends the one before, and to go on with it."""
 
-    def read() -> None:
-        with suppress(EOFError, OSError, pickle.UnpicklingError):
-            while True:
-                waiting.put(pickle.load(jobs))
-        waiting.put(None)
+    def __init__(self) -> None:
+        self._told: Generator[Message, None, None] = (message for message in ())
 
-    def say(message: Message) -> None:
-        pickle.dump(message, messages)
-        messages.flush()
+    def begin(self, number: int, job: Job) -> None:
+        """Take up a job; nothing is measured yet."""
+        self._told.close()  # and what it has prepared
+        self._told = run(number, job)
 
-    threading.Thread(target=read, daemon=True).start()
-    while (item := waiting.get()) is not None:
-        number, job = item
-        try:
-            with closing(run(number, job)) as told:
-                for message in told:
-                    say(message)
-                    if not waiting.empty():
-                        break
-        except Exception as error:  # whatever a job raises is told, not fatal
-            say(Message(number, "error", f"{type(error).__name__}: {error}"))
-        say(Message(number, "end"))
+    def go_on(self) -> Message | None:
+        """The next message of the job; None at its end."""
+        return next(self._told, None)
 
 
-def run(number: int, job: Job) -> Iterator[Message]:
+def run(number: int, job: Job) -> Generator[Message, None, None]:
     """Do a job; yields its messages, and may be left off after any of them."""
     from rnnpar.reference import reference
     from rnnpar.study.measure import APART, Problem, Trial, build
@@ -185,14 +169,6 @@ def traced(problem: Any, trial: Any) -> Any:
     return sorted(found, key=lambda trace: trace.seconds)[len(found) // 2]
 
 
-def main() -> None:
-    """The process: jobs come by stdin, messages go by what was stdout; prints of the methods go to stderr."""
-    write_anything()
-    messages = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    serve(sys.stdin.buffer, messages)
-
-
 # --- in the notebook -------------------------------------------------------------------------------------------------
 
 
@@ -203,114 +179,106 @@ class Bench:
         self.report = report
         self.number = 0
         self.busy = False
-        self._heard = 0  # number of the last job that the process has answered
+        self._taken = 0  # number of the last job that was begun
+        self._jobs: queue.SimpleQueue[tuple[int, Job] | None] = queue.SimpleQueue()
         self._lock = threading.RLock()
-        self._process: subprocess.Popen | None = None
+        self._child: Child | None = None
+        self._thread: threading.Thread | None = None
         atexit.register(self.close)
 
     def start(self) -> None:
         """Start the process, if it is not there: what it imports takes a second, best spent before the first job."""
         with self._lock:
-            if self._process is not None and self._process.poll() is None:
-                return
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "rnnpar.study.live"],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                start_new_session=True,  # an interrupt of the notebook's kernel is not meant for it
-            )  # fmt: skip
-            threading.Thread(target=self._listen, args=(self._process,), daemon=True).start()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, daemon=True)
+                self._thread.start()
 
     def submit(self, job: Job) -> int:
         """Measure this next; what is running is left off. Returns the job's number."""
         with self._lock:
             self.number += 1
             was_busy, self.busy = self.busy, True
-            self._send(job)
+            self._jobs.put((self.number, job))
+            self.start()
             if was_busy:
-                patience = threading.Timer(GRACE_S, self._impatient, (self.number, job))
+                patience = threading.Timer(GRACE_S, self._impatient, (self.number,))
                 patience.daemon = True
                 patience.start()
             return self.number
 
     def stop(self) -> None:
-        """End what is running, at once, and make ready for the next job."""
+        """End what is running, at once."""
         with self._lock:
             if self.busy:
                 self.busy = False
                 self.number += 1  # what it still says is no longer heard
                 self._kill()
-                self.start()
 
     def close(self) -> None:
         """End the process."""
         with self._lock:
             self.busy = False
+            self.number += 1
+            thread, self._thread = self._thread, None
             self._kill()
+        if thread is not None:
+            self._jobs.put(None)
+            thread.join(END_S)
         atexit.unregister(self.close)
 
-    def _send(self, job: Job) -> None:
-        for _ in range(2):  # the process may have died since the last job
-            self.start()
-            try:
-                pickle.dump((self.number, job), self._process.stdin)
-                self._process.stdin.flush()
-                return
-            except OSError:
-                self._kill()
-        raise RuntimeError("the process that measures cannot be started: see whether `python -m rnnpar.study.live` can")
-
-    def _impatient(self, number: int, job: Job) -> None:
-        """Replace a process that has not taken up the job after GRACE_S: it is in a long call of an older one."""
-        with self._lock:
-            if self.busy and self.number == number and self._heard < number:
-                self._kill()
-                self._send(job)
-
     def _kill(self) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            _end(process)
-            process.wait()
-            with suppress(OSError):
-                process.stdin.close()
+        if self._child is not None:
+            self._child.kill()
 
-    def _listen(self, process: subprocess.Popen) -> None:
-        with process.stdout:
-            while True:
-                try:
-                    message = pickle.load(process.stdout)
-                except Exception:  # the pipe has ended, or what came through it is no message
-                    break
-                with self._lock:
-                    self._heard = max(self._heard, message.job)
-                    current = self.busy and message.job == self.number
-                    if current and message.kind == "end":
-                        self.busy = False
-                if current:
-                    self.report(message)
+    def _impatient(self, number: int) -> None:
+        """Kill a process that is still in a long call of an older job: the next request starts another."""
         with self._lock:
-            died = self._process is process and self.busy
-            if died:
+            if self.busy and self.number == number and self._taken < number:
+                self._kill()
+
+    def _work(self) -> None:
+        """In a thread: one job after another."""
+        with suppress(RuntimeError):  # told at the first job
+            self._ready()
+        while (item := self._jobs.get()) is not None:
+            number, job = item
+            with self._lock:
+                self._taken = number
+            if number == self.number:
+                self._measure(number, job)
+        if self._child is not None:
+            self._child.close()
+            self._child = None
+
+    def _ready(self) -> Child:
+        if self._child is None:
+            self._child = Child("explore's measurements", "rnnpar.study.live:Measuring")
+        return self._child
+
+    def _measure(self, number: int, job: Job) -> None:
+        """Do a job, until it ends, or nobody wants it any more."""
+        try:
+            child = self._ready()
+            child.ask("begin", number, job)
+            while message := child.ask("go_on"):
+                if not self._tell(message):
+                    return
+        except Failed as error:
+            self._tell(Message(number, "error", error.reason))
+        except RuntimeError as error:
+            memory = "; the memory may have run out" if "signal 9" in str(error) else ""
+            self._tell(Message(number, "error", f"The measurement has ended: {error}{memory}."))
+        self._tell(Message(number, "end"))
+
+    def _tell(self, message: Message) -> bool:
+        """Report a message of the job that is wanted; whether it is."""
+        with self._lock:
+            wanted = self.busy and message.job == self.number
+            if wanted and message.kind == "end":
                 self.busy = False
-        if died:
-            _end(process)
-            code = process.wait()
-            self.report(Message(self.number, "error", f"The measuring process died ({_cause(code)})."))
-            self.report(Message(self.number, "end"))
-
-
-def _end(process: subprocess.Popen) -> None:
-    """Kill a process and the ranks that it has started; where there are no process groups they end by themselves."""
-    with suppress(OSError):
-        if hasattr(os, "killpg"):
-            os.killpg(process.pid, signal.SIGKILL)  # it leads a session of its own, and so a group
-    process.kill()
-
-
-def _cause(code: int) -> str:
-    if code == -9:
-        return "killed, most likely since the memory ran out"
-    return f"by signal {-code}" if code < 0 else f"exit status {code}"
+        if wanted:
+            self.report(message)
+        return wanted
 
 
 def seconds_expected(costs: model.Model | None, job: Job) -> float:
@@ -327,9 +295,3 @@ def seconds_expected(costs: model.Model | None, job: Job) -> float:
     calls = [call if math.isfinite(call) else plain for call in calls]
     oracle = 3 * costs.predict("serial/hoisted", work)  # in double precision, a step at a time
     return oracle + sum(3 * call + min(BUDGET_S, SAMPLES * call) for call in calls)
-
-
-if __name__ == "__main__":
-    from rnnpar.study import live  # the module by its own name: what is pickled here must be found there
-
-    live.main()

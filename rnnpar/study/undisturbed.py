@@ -25,15 +25,14 @@ def beside_dask(rounds: int = 5, H: int = 256, T: int = 1024) -> pd.DataFrame:
     try:
         from distributed import Client, LocalCluster
 
-        from rnnpar.study import cluster
-        from rnnpar.study.bench import Bench
+        from rnnpar.study import bench, cluster
     except ModuleNotFoundError:
         return pd.DataFrame(columns=["method", "alone", "dask"])
     point = measure.Point("random", H, H, H, T, 1)
     methods = [(name, {"threads": machine.cores_allowed()} if "threads" in name else {}) for name in METHODS]
     found = []
     ours = dict(os.environ)
-    lone = Bench()  # before the cluster, whose nanny sets variables in this process too
+    lone = bench.start()  # before the cluster, whose nanny sets variables in this process too
     with (
         LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0", silence_logs=50) as local,
         Client(local) as client,
@@ -41,7 +40,7 @@ def beside_dask(rounds: int = 5, H: int = 256, T: int = 1024) -> pd.DataFrame:
         try:
             for turn in range(rounds + 1):
                 # The first round compiles. In the others, a team needs 0.1 s to find its cores.
-                request = ("measure", point, methods, 150 if turn else 1, BUDGET_S, 1.0, [turn])
+                request = ("measure", point, methods, (150 if turn else 1, BUDGET_S, 1.0), [turn])
                 theirs = client.submit(cluster.ask_bench, "beside", request[0], request[1:], LIMIT_S, False, pure=False)
                 dask = _medians(theirs.result(timeout=2 * LIMIT_S))
                 alone = _medians(lone.ask(*request, limit_s=LIMIT_S))

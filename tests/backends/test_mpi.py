@@ -21,7 +21,7 @@ from rnnpar import machine, registry
 from rnnpar.backends import mpi_start
 from rnnpar.backends.mpi import LAUNCHED, size_told
 from rnnpar.runner import Runner
-from tests.conftest import Interrupted, assert_matches_oracle, random_input
+from tests.conftest import Interrupted, assert_matches_oracle, children, random_input
 
 pytest.importorskip("mpi4py")
 pytestmark = pytest.mark.filterwarnings("ignore:[0-9]+ ranks x")
@@ -270,7 +270,7 @@ def test_an_interrupted_start_leaves_nothing(interrupt, monkeypatch, tmp_path, s
         return str(folder)
 
     monkeypatch.setattr(mpi_start.tempfile, "mkdtemp", mkdtemp)
-    had = descriptors()
+    had, children_had = descriptors(), children()
 
     def begin() -> None:
         interrupt(seconds)
@@ -279,7 +279,7 @@ def test_an_interrupted_start_leaves_nothing(interrupt, monkeypatch, tmp_path, s
 
     with pytest.raises(Interrupted):
         begin()
-    assert not psutil.Process().children(recursive=True)
+    assert children() == children_had
     assert not folder.exists()
     assert descriptors() == had
 
@@ -394,9 +394,10 @@ def test_ranks_that_never_come_are_given_up(monkeypatch, tmp_path):
     monkeypatch.setenv("RNNPAR_MPIEXEC", str(script))
     for name, value in (("START_S", 0.5), ("WORDS_S", 0.1)):
         monkeypatch.setattr(mpi_start, name, value)
+    had = children()
     with pytest.raises(RuntimeError, match=r"its ranks did not start within 0\.5 s"):
         rnnpar.prepare(NET, "mpi/rows", ranks=2)
-    assert not psutil.Process().children(recursive=True)
+    assert children() == had
 
 
 def test_ranks_end_with_the_process_that_started_them():

@@ -15,7 +15,7 @@ import rnnpar
 from rnnpar import machine, registry
 from rnnpar.backends import peers
 from rnnpar.runner import Runner
-from tests.conftest import Interrupted, assert_matches_oracle, random_input
+from tests.conftest import Interrupted, assert_matches_oracle, children, random_input
 
 ROOT = Path(__file__).parents[2]
 X, H0 = np.zeros((3, 2, 4), np.float32), np.ones((1, 2, 5), np.float32)
@@ -196,18 +196,18 @@ def test_a_child_that_is_killed_is_told():
         forward(X, H0)
 
 
-def test_a_child_that_hangs_is_ended(monkeypatch):
+def test_a_child_that_hangs_is_ended():
     forward = child("hangs")
-    monkeypatch.setattr(peers, "TIMEOUT_S", 0.5)
+    forward.limit_s = 0.5
     with pytest.raises(RuntimeError, match=r"did not answer within 0\.5 s"):
         forward(ASKED, H0)
     assert gone(forward.pid)
 
 
-def test_a_child_that_no_longer_reads_is_ended(monkeypatch):
+def test_a_child_that_no_longer_reads_is_ended():
     forward = child("well")
     os.kill(forward.pid, signal.SIGSTOP)
-    monkeypatch.setattr(peers, "TIMEOUT_S", 0.5)
+    forward.limit_s = 0.5
     with pytest.raises(RuntimeError, match="did not answer"):
         forward(np.zeros((1000, 100, 4), np.float32), H0)
     assert gone(forward.pid)
@@ -244,7 +244,7 @@ def test_an_interrupt_ends_the_child_rather_than_mix_up_answers(interrupt):
 
 @pytest.mark.parametrize("seconds", [0.001, 0.003, 0.01, 0.05])
 def test_an_interrupted_start_leaves_nothing(interrupt, seconds):
-    had = psutil.Process().num_fds()
+    had = psutil.Process().num_fds(), children()
 
     def begin() -> None:
         interrupt(seconds)
@@ -253,8 +253,7 @@ def test_an_interrupted_start_leaves_nothing(interrupt, seconds):
 
     with pytest.raises(Interrupted):
         begin()
-    assert not psutil.Process().children(recursive=True)
-    assert psutil.Process().num_fds() == had
+    assert (psutil.Process().num_fds(), children()) == had
 
 
 def test_a_forked_process_ends_no_child_and_starts_its_own():
