@@ -27,9 +27,9 @@ from rnnpar.words import write_anything
 
 VERSION = 4  # raised when what is measured changes, so that older files are measured anew
 GOOD = 5  # undisturbed measurements, of which the median counts
-TRIES = 10  # measurements at most
+TRIES = 7  # measurements at most
 GPU_VERSION = 2  # the same for what `of_gpu` measures; the CPU's are not measured again for it
-PAUSE_S = 2.0
+PAUSE_S = 1.0
 CROWDED = 1.5  # all threads' time for a product over one's; they have a core each, so it should be near 1
 SIBLINGS = Path("/sys/devices/system/cpu/cpu0/topology/thread_siblings_list")  # 0, or 0,64, or 0-1
 DISTURBED_S = 5e-4  # for a barrier, a start of threads or a small step; undisturbed, the slowest takes a tenth of it
