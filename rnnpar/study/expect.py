@@ -26,6 +26,7 @@ from rnnpar.words import ratio
 MIME = "application/vnd.rnnpar.expectation+json"
 Values = pd.Series | Mapping[Any, Any] | float | str
 MOST = 6  # places that a sentence lists
+RENDERED = Path(__file__).resolve().parents[2] / "notebooks" / "rendered"
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def _series(values: Values) -> pd.Series:
     return pd.Series(values if isinstance(values, Mapping) else {"": values}, dtype=object).infer_objects()
 
 
-def recorded(rendered: Path) -> pd.DataFrame:
+def recorded(rendered: Path = RENDERED) -> pd.DataFrame:
     """A row an expectation of the chapters executed in `rendered`, which has a folder a machine.
 
     What was measured while a chapter ran counts for the machine that ran it; what a chapter shows of another machine,

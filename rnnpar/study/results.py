@@ -97,12 +97,11 @@ def table(measurements: pd.DataFrame, experiment: str = "sweep") -> pd.DataFrame
     """
     good = measurements["status"] == "ok"
     samples = [times[times > 0] if ok else times[:0] for times, ok in zip(measurements["samples"], good, strict=True)]
-    drawn = [bootstrap(times) for times in samples]
+    ends = [np.quantile(bootstrap(times), [0.025, 0.975]) for times in samples]
     medians = measurements.rename(columns={"source": "code"}).assign(
         experiment=experiment, source="measured", samples=samples,
         seconds=[np.median(times) if len(times) else np.nan for times in samples],
-        seconds_low=[np.quantile(draws, 0.025) for draws in drawn],
-        seconds_high=[np.quantile(draws, 0.975) for draws in drawn],
+        seconds_low=[low for low, _ in ends], seconds_high=[high for _, high in ends],
     )  # fmt: skip
     return per_step(medians)[COLUMNS].sort_values([*SHAPE, "method", "threads"], ignore_index=True)
 
