@@ -138,14 +138,14 @@ def _series(values: Values) -> pd.Series:
     return pd.Series(values if isinstance(values, Mapping) else {"": values}, dtype=object).infer_objects()
 
 
-def recorded(rendered: Path = RENDERED) -> pd.DataFrame:
-    """A row an expectation of the chapters executed in `rendered`, which has a folder a machine.
+def recorded(rendered: Path | None = None) -> pd.DataFrame:
+    """A row an expectation of the chapters executed in `rendered` (notebooks/rendered), which has a folder a machine.
 
     What was measured while a chapter ran counts for the machine that ran it; what a chapter shows of another machine,
     because its own has not measured it, counts for that one.
     """
     found = []
-    for file in sorted(rendered.glob("*/[0-9][0-9]_*.ipynb")):
+    for file in sorted((rendered or RENDERED).glob("*/[0-9][0-9]_*.ipynb")):
         for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]:
             for output in cell.get("outputs", ()):
                 if record := output.get("data", {}).get(MIME):

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from rnnpar import model, peaks
-from rnnpar.study import expect, notebooks, results, store
+from rnnpar.study import expect, results, store
 from tests.chapters import outcomes, run
 from tests.study.test_results import row
 from tests.test_model import simple_peaks
@@ -25,7 +25,7 @@ def chapter(tmp_path, monkeypatch):
     monkeypatch.setenv("RNNPAR_DATA", str(tmp_path))
     monkeypatch.setenv("RNNPAR_FIGURES", str(tmp_path / "figures"))
     monkeypatch.setattr(model, "TIE", 1.0)  # the one with the least predicted time, however near the next
-    monkeypatch.setattr(notebooks, "ROOT", tmp_path)  # no chapter has been executed there
+    monkeypatch.setattr(expect, "RENDERED", tmp_path / "rendered")  # no chapter has been executed there
     (tmp_path / "results" / "a-machine").mkdir(parents=True)
     found = simple_peaks() | {"version": peaks.VERSION, "measured": "2026-01-31", "counter_barrier": {"2": 5e-7}}
     (tmp_path / "results" / "a-machine" / "peaks.json").write_text(json.dumps(found))
@@ -81,7 +81,7 @@ def test_every_expectation_by_machine(chapter, tmp_path):
     for name, bound in (("one", 1), ("other", 3)):
         outcome = [expect.check("twice", 2, at_least=bound), expect.check("always", 2, at_least=0)]
         cells = [{"outputs": [{"data": one._repr_mimebundle_()}]} for one in outcome]
-        folder = tmp_path / "notebooks" / "rendered" / name
+        folder = tmp_path / "rendered" / name
         folder.mkdir(parents=True)
         (folder / "03_threads.ipynb").write_text(json.dumps({"cells": cells}))
     names, _ = chapter()
