@@ -745,7 +745,7 @@ class Timed:
     """In the process: the forward pass, whose calls are timed; it is asked whatever else by the name of its method."""
 
     def __init__(self, factory: str, arguments: tuple):
-        self._forward = processes.found(factory)(*arguments)
+        self._forward = processes.imported(factory)(*arguments)
 
     def calls(self, x: np.ndarray, h0: np.ndarray, count: int) -> tuple[list[float], Any, Any, dict[str, Any]]:
         return *timed_calls(self._forward, x, h0, count), getattr(self._forward, "info", {})

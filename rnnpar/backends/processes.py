@@ -92,9 +92,9 @@ class Child:
 
     `factory`, "module:function", is called there with `arguments`. The process is kept to `threads` of its cores (None:
     all), has `environment` in place of this one's, and ends when nobody has asked it for `idle_s`. Requests and answers
-    go through pipes, pickled. An answer that takes longer than `limit_s`, a death, an interrupt and `kill` end the
-    process, and the next request starts a new one; so does the next request in a forked process. The process ends with
-    this one, whatever this one dies of.
+    go through pipes, pickled. A start or an answer that takes longer than `limit_s`, a death, an interrupt and `kill`
+    end the process, and the next request starts a new one; so does the next request in a forked process. The process
+    ends with this one, whatever this one dies of.
     """
 
     def __init__(self, name: str, factory: str, arguments: tuple = (), *, threads: int | None = None,
@@ -156,8 +156,10 @@ class Child:
 
     def kill(self) -> None:
         """End the process at once, from whichever thread; a request that it was at ends as Died."""
-        if self._end is not None and self._end.alive:
+        if self.alive:
             _kill(self._process)
+            with suppress(subprocess.TimeoutExpired):  # else the next request might still find it alive
+                self._process.wait(10)
 
     def _abandon(self) -> None:
         """End the process at once, whatever it is at, and do not wait for it for long."""
@@ -207,8 +209,8 @@ class Child:
         return f"signal {-code}" if code and code < 0 else f"exit status {code}"
 
 
-def found(name: str) -> Callable[..., Any]:
-    """What "module:function" names."""
+def imported(name: str) -> Callable[..., Any]:
+    """The function that "module:function" names."""
     module, function = name.split(":")
     return getattr(importlib.import_module(module), function)
 
@@ -253,7 +255,7 @@ def _serve() -> None:
             if made is None:
                 factory, arguments, threads, idle_s = request
                 stay_on_cores(threads)
-                made, answer = found(factory)(*arguments), (True, None)
+                made, answer = imported(factory)(*arguments), (True, None)
             else:
                 answer = (True, getattr(made, request[0])(*request[1]))
         except Exception as error:

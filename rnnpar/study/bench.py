@@ -26,13 +26,15 @@ from rnnpar.backends.processes import Child
 from rnnpar.study import measure as measuring
 from rnnpar.study import store, sweep
 
+START_S = 120.0  # for the process to start, on a cold network file system
 IDLE_S = 120.0  # a bench that nobody asks for so long ends; the next request starts another
 
 
 def start(dropped: Sequence[str] = (), crowded: bool = False) -> Child:
     """A process that measures. It does not inherit the variables `dropped`; see `Bench` for `crowded`."""
     environment = {key: value for key, value in os.environ.items() if key not in dropped}
-    return Child("the bench", "rnnpar.study.bench:Bench", (crowded,), environment=environment, idle_s=IDLE_S)
+    return Child("the bench", "rnnpar.study.bench:Bench", (crowded,), environment=environment, limit_s=START_S,
+                 idle_s=IDLE_S)  # fmt: skip
 
 
 class Bench:

@@ -47,7 +47,7 @@ from rnnpar.words import write_anything
 
 REACH_S = 5.0  # for the scheduler to answer
 ANSWER_S = 3.0  # for a result to come over once it is there
-INTRODUCE_S = 120.0  # for a bench to start, on a cold network file system
+INTRODUCE_S = 120.0  # for a bench to say who it is, beyond bench.START_S
 REQUEST_S = 1800.0  # for one shape or the peaks; far beyond the full profile's longest
 PATIENCE_S = 60.0  # for a worker to come, while there are points that only it can measure
 POLL_S = 0.5

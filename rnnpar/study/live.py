@@ -238,8 +238,7 @@ class Bench:
 
     def _work(self) -> None:
         """In a thread: one job after another."""
-        with suppress(RuntimeError):  # told at the first job
-            self._ready()
+        self._make_ready()
         while (item := self._jobs.get()) is not None:
             number, job = item
             with self._lock:
@@ -249,6 +248,11 @@ class Bench:
         if self._child is not None:
             self._child.close()
             self._child = None
+
+    def _make_ready(self) -> None:
+        """Start the process, or another one in the place of one that was killed."""
+        with suppress(RuntimeError):  # told at the next job
+            self._ready().ask("go_on")
 
     def _ready(self) -> Child:
         if self._child is None:
@@ -267,7 +271,9 @@ class Bench:
             self._tell(Message(number, "error", error.reason))
         except RuntimeError as error:
             memory = "; the memory may have run out" if "signal 9" in str(error) else ""
-            self._tell(Message(number, "error", f"The measurement has ended: {error}{memory}."))
+            wanted = self._tell(Message(number, "error", f"The measurement has ended: {error}{memory}."))
+            if not wanted and self._thread is not None:  # stopped, and not closed
+                self._make_ready()
         self._tell(Message(number, "end"))
 
     def _tell(self, message: Message) -> bool:

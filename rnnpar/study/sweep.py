@@ -64,7 +64,7 @@ SIZES = ("H", "I", "O", "T", "B", "layers")
 OWN = ("methods", "threads", "ranks")  # keys that a grid may have of its own
 TIMINGS = {"calls": measure.Trial, "bursts": peers.Burst}
 PROBES = {"scan": scan_probe, "messages": messages_probe}
-HALVED = {"dtype": "bfloat16"}
+BFLOAT16 = {"dtype": "bfloat16"}
 CELL_LIMIT_S = 4 * 3600  # far beyond the full profile: a sweep that hangs ends one day
 
 Plan = dict[measure.Point, list[tuple[str, dict[str, Any]]]]
@@ -161,8 +161,8 @@ def compile_ahead(experiments: Sequence[Mapping[str, Any]]) -> None:
         if any("scan" in one.get("probes", []) for one in experiments):
             called.append(pool.submit(scan_probe.measure_scans, rounds=1, T=256))
         # What serial/compiled calls, threads/* call too: it is last, and has next to nothing left to compile.
-        jobs = [*((backend, {}) for backend in sorted(backends - {"serial"})), ("threads", HALVED)]
-        jobs += [("serial", {}), ("serial", HALVED)]
+        jobs = [*((backend, {}) for backend in sorted(backends - {"serial"})), ("threads", BFLOAT16)]
+        jobs += [("serial", {}), ("serial", BFLOAT16)]
         wait([*called, *(pool.submit(_call_once, experiments, *job) for job in jobs)])
 
 

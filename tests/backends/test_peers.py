@@ -13,7 +13,7 @@ import pytest
 
 import rnnpar
 from rnnpar import machine, registry
-from rnnpar.backends import peers
+from rnnpar.backends import peers, processes
 from rnnpar.runner import Runner
 from tests.conftest import Interrupted, assert_matches_oracle, children, random_input
 
@@ -202,6 +202,32 @@ def test_a_child_that_hangs_is_ended():
     with pytest.raises(RuntimeError, match=r"did not answer within 0\.5 s"):
         forward(ASKED, H0)
     assert gone(forward.pid)
+
+
+def test_a_child_that_is_killed_from_another_thread_answers_the_next_request():
+    forward = child("well")
+    for _ in range(5):
+        forward.kill()
+        assert not forward.alive
+        assert np.array_equal(forward(X, H0)[0], X + 1)
+
+
+def test_a_process_that_nobody_asks_ends_and_the_next_request_starts_another():
+    made = processes.Child("a list", "builtins:list", ("ab",), idle_s=0.3)
+    first = made.pid
+    assert made.ask("pop") == "b"
+    assert gone(first)
+    assert made.ask("pop") == "b"
+    assert made.pid != first
+    with pytest.raises(processes.Failed, match="a list failed in its process: AttributeError") as error:
+        made.ask("pull")
+    assert error.value.reason == "AttributeError: 'list' object has no attribute 'pull'"
+    made.close()
+
+
+def test_a_process_that_does_not_start_in_time_is_given_up():
+    with pytest.raises(processes.Died, match=r"the process of a sleeper did not answer within 0\.2 s"):
+        processes.Child("a sleeper", "time:sleep", (60,), limit_s=0.2)
 
 
 def test_a_child_that_no_longer_reads_is_ended():

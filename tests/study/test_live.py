@@ -107,13 +107,19 @@ def test_a_bench_measures_stops_and_goes_on(heard: Heard):
     heard.bench.stop()
     assert time.monotonic() - begin < 2
     old.wait(2)
+    end = time.monotonic() + 60
+    while not heard.bench._child.alive and time.monotonic() < end:  # another is made ready before it is asked
+        time.sleep(0.05)
+    assert heard.bench._child.alive
     number = heard.bench.submit(Job(SMALL, ("serial/hoisted",), 1))
     assert heard.until("measured").job == number
     # A newer job replaces one that does not listen, within the time of grace and that of a start.
     heard.bench.submit(Job(long, ("serial/naive",), 1))
     heard.until("progress")
+    old = heard.bench._child.pid
     number = heard.bench.submit(Job(SMALL, ("serial/naive",), 1))
     assert heard.until("measured").job == number
+    assert heard.bench._child.pid != old
     heard.until("end")
 
 

@@ -6,6 +6,8 @@ import errno
 import json
 import multiprocessing
 import os
+import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -305,6 +307,21 @@ def test_what_another_process_stored_is_noticed(folder):
 def _append_often(points: list[str]) -> None:
     for point in points:
         store.append(measurement(point), "e")
+
+
+def test_who_appends_waits_for_who_holds_the_folder(folder):
+    fcntl = pytest.importorskip("fcntl")
+    store.append(measurement("a"), "e")
+    before = (folder / "e.jsonl").read_bytes()
+    holder = os.open(folder, os.O_RDONLY)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    writer = threading.Thread(target=store.append, args=(measurement("b"), "e"))
+    writer.start()
+    time.sleep(0.3)
+    assert (folder / "e.jsonl").read_bytes() == before
+    os.close(holder)
+    writer.join(60)
+    assert set(store.newest("e")) == {"a", "b"}
 
 
 def test_two_processes_do_not_interleave():

@@ -512,7 +512,7 @@ def test_each_method_is_called_once_at_its_first_point_whatever_fails():
     for name, factory in methods.items():
         rnnpar.register(name, factory, "nothing", "nothing")
     try:
-        for more in ({}, sweep.HALVED):
+        for more in ({}, sweep.BFLOAT16):
             sweep._call_once([TINY | {"methods": ["serial/naive", *methods]}], "mine", more)
     finally:
         for name in methods:
