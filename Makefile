@@ -107,7 +107,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 	  "rnnpar needs Python 3.11 or newer; $(PYTHON) is " + sys.version.split()[0])'
 	@[ -x .venv/bin/python ] || $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
-	@echo "installing what constraints.txt pins into .venv (about 0.6 GB)"
+	@echo "installing what constraints.txt pins into .venv (about 0.7 GB)"
 	.venv/bin/python $(INSTALL) '.[study,mpi]' --no-compile
 	@.venv/bin/python -m compileall -qq -j 0 -x '/tests?/' .venv/lib || true  # as pip would, but on all cores
 	@touch $@

@@ -213,7 +213,7 @@ def test_a_child_that_is_killed_from_another_thread_answers_the_next_request():
 
 
 def test_a_process_that_nobody_asks_ends_and_the_next_request_starts_another():
-    made = processes.Child("a list", "builtins:list", ("ab",), idle_s=0.3)
+    made = processes.Child("a list", "builtins:list", ("ab",), idle_s=3)  # time enough, on busy cores, to ask it first
     first = made.pid
     assert made.ask("pop") == "b"
     assert gone(first)
