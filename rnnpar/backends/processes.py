@@ -91,10 +91,10 @@ class Child:
     """An object in a process of its own: a fresh interpreter that makes it once, and then answers `ask`.
 
     `factory`, "module:function", is called there with `arguments`. The process is kept to `threads` of its cores (None:
-    all), has `environment` in place of this one's, and ends when nobody has asked it for `idle_s`. Requests and answers
-    go through pipes, pickled. A start or an answer that takes longer than `limit_s`, a death, an interrupt and `kill`
-    end the process, and the next request starts a new one; so does the next request in a forked process. The process
-    ends with this one, whatever this one dies of.
+    all), has `environment` in place of this one's, and ends when nobody has asked it for `idle_s` (a request that comes
+    at that very moment ends as Died: ask again). Requests and answers go through pipes, pickled. A start or an answer
+    that takes longer than `limit_s`, a death, an interrupt and `kill` end the process, and the next request starts a
+    new one; so does the next request in a forked process. The process ends with this one, whatever this one dies of.
     """
 
     def __init__(self, name: str, factory: str, arguments: tuple = (), *, threads: int | None = None,

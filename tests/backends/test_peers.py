@@ -216,7 +216,7 @@ def test_a_process_that_nobody_asks_ends_and_the_next_request_starts_another():
     made = processes.Child("a list", "builtins:list", ("ab",), idle_s=3)  # time enough, on busy cores, to ask it first
     first = made.pid
     assert made.ask("pop") == "b"
-    assert gone(first)
+    assert made._process.wait(60) == 0
     assert made.ask("pop") == "b"
     assert made.pid != first
     with pytest.raises(processes.Failed, match="a list failed in its process: AttributeError") as error:
